@@ -1,0 +1,7 @@
+//! The agent: keeps Kubernetes objects and the eBPF tables in step, and answers to people.
+//!
+//! One way only: [`source`] → [`model`] → `plan` → `datapath`; `serve` and `cli` read. Dependencies
+//! point the same way: nothing downstream is known upstream.
+
+pub mod model;
+pub mod source;

@@ -1,0 +1,276 @@
+//! From a frontend and a client to a backend: policy, affinity, choice.
+//!
+//! Socket path and packet path ask the same question here and get the same answer. An algorithm is
+//! one file beside this one and one line in [`choose_slot`].
+
+mod random;
+
+use crate::addr::{Addr, BackendId, Endpoint, Protocol, ServiceId, Tick};
+use crate::env::{Env, Tables};
+use crate::table::{
+    Affinity, AffinityKey, Backend, Config, ConfigFlags, Frontend, FrontendKey, Membership,
+    Service, ServiceFlags, Window,
+};
+
+/// Numbers of the algorithms in [`Service::algorithm`].
+pub struct Algorithm;
+
+impl Algorithm {
+    /// Uniform random per connection, as kube-proxy's iptables and nftables modes do.
+    pub const RANDOM: u32 = 0;
+}
+
+/// Which slot of a window of `count` (> 0) slots a new connection gets.
+#[inline(always)]
+fn choose_slot(algorithm: u32, count: u16, env: &impl Env) -> u16 {
+    match algorithm {
+        Algorithm::RANDOM => random::choose(count, env),
+        // A newer agent's algorithm on older programs: still balance.
+        _ => random::choose(count, env),
+    }
+}
+
+/// Who asks. Decides which endpoints may be used and whether the source is replaced.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Origin {
+    /// A process in the host's own namespace, or a packet from one of the node's addresses.
+    Node,
+    /// The local detector's "pod here".
+    Pod,
+    /// Anybody else, and pods where no local detector works.
+    Other,
+}
+
+impl Origin {
+    /// The origin of a packet with this source address.
+    #[inline(always)]
+    pub fn of_packet(tables: &impl Tables, config: &Config, source: &Addr) -> Self {
+        if config.is_pod(source) {
+            Self::Pod
+        } else if tables.local_address(source).is_some() {
+            Self::Node
+        } else {
+            Self::Other
+        }
+    }
+}
+
+/// The identity affinity remembers.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Client {
+    /// A client whose address is known.
+    Address(Addr),
+    /// A socket whose source is not chosen yet, in the network namespace with this cookie.
+    Namespace(u64),
+}
+
+impl Client {
+    #[inline(always)]
+    const fn affinity_key(self, service: ServiceId) -> AffinityKey {
+        match self {
+            Self::Address(addr) => AffinityKey::for_address(service, addr),
+            Self::Namespace(cookie) => AffinityKey::for_namespace(service, cookie),
+        }
+    }
+}
+
+/// A chosen backend.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Choice {
+    /// Its id.
+    pub backend: BackendId,
+    /// Its address and port.
+    pub endpoint: Endpoint,
+    /// The service port it serves.
+    pub service: ServiceId,
+    /// The policy of the path demands that the source is replaced (hairpins come on top, see
+    /// [`is_hairpin`]).
+    pub masquerade: bool,
+}
+
+/// The answer to a new connection.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Decision {
+    /// Send it to this backend.
+    Forward(Choice),
+    /// Refuse it.
+    Reject(ServiceId),
+    /// Be silent.
+    Drop(ServiceId),
+    /// The tables were changing too fast or do not fit together; nothing was chosen.
+    Unstable,
+}
+
+/// The frontend that {address, port, protocol} is, if any: an address of its own, or a node port
+/// on an address of this node that serves node ports.
+#[inline(always)]
+pub fn find_frontend(
+    tables: &impl Tables,
+    config: &Config,
+    to: &Endpoint,
+    protocol: Protocol,
+) -> Option<Frontend> {
+    if tables.may_be_frontend(config, &to.addr, to.port, protocol) {
+        let key = FrontendKey::exact(to.addr, to.port, protocol);
+        if let Some(frontend) = tables.frontend(&key) {
+            return Some(frontend);
+        }
+    }
+    if tables.may_be_frontend(config, &Addr::UNSPECIFIED, to.port, protocol) {
+        let local = tables.local_address(&to.addr)?;
+        if local.flags & crate::table::LocalAddress::NODE_PORTS == 0 {
+            return None;
+        }
+        return tables.frontend(&FrontendKey::node_port(&to.addr, to.port, protocol));
+    }
+    None
+}
+
+/// Policy of `SERVICE-SEMANTICS` 5.2 and 7 in one place: which set, and is the source replaced?
+#[inline(always)]
+fn policy(
+    config: &Config,
+    frontend: &Frontend,
+    service: &Service,
+    origin: Origin,
+    family_of: &Addr,
+) -> (bool, bool) {
+    if !frontend.is_external() {
+        let local = service.flags & ServiceFlags::INTERNAL_LOCAL != 0;
+        let masquerade = config.has(ConfigFlags::MASQUERADE_ALL)
+            || (config.detects_pods(family_of) && !matches!(origin, Origin::Pod));
+        return (local, masquerade);
+    }
+    if service.flags & ServiceFlags::EXTERNAL_LOCAL == 0 {
+        return (false, true);
+    }
+    match origin {
+        Origin::Pod => (false, false),
+        Origin::Node => (false, true),
+        Origin::Other => (true, false),
+    }
+}
+
+/// How often a reader takes the window word again when it changes under its hands.
+const WINDOW_TRIES: u32 = 4;
+
+/// Chooses a backend for a new connection to `frontend`.
+///
+/// `family_of` is any address of the connection's family; `client` is who affinity remembers
+/// (`None`: nobody, affinity is not consulted).
+#[inline(always)]
+pub fn decide<T: Tables, E: Env>(
+    tables: &T,
+    env: &E,
+    config: &Config,
+    frontend: &Frontend,
+    origin: Origin,
+    client: Option<Client>,
+    family_of: &Addr,
+) -> Decision {
+    let id = frontend.service;
+    let Some(service) = tables.service(id) else {
+        return Decision::Unstable;
+    };
+    let (local, masquerade) = policy(config, frontend, service, origin, family_of);
+
+    let affinity_seconds = service.affinity_seconds;
+    let key = match client {
+        Some(client) if affinity_seconds != 0 => Some(client.affinity_key(id)),
+        _ => None,
+    };
+    let now = env.now();
+    let mut chosen = key.and_then(|key| remembered(tables, &key, id, local, affinity_seconds, now));
+
+    if chosen.is_none() {
+        let mut tries = 0;
+        while tries < WINDOW_TRIES {
+            tries += 1;
+            let Some(word) = tables.service_window(id, local) else {
+                break;
+            };
+            let window = Window::from_word(word);
+            if window.count == 0 {
+                return if window.drops() {
+                    Decision::Drop(id)
+                } else {
+                    Decision::Reject(id)
+                };
+            }
+            let index = choose_slot(service.algorithm, window.count, env);
+            let Some(slot) = tables.slot(window.start.wrapping_add(u32::from(index))) else {
+                break;
+            };
+            if slot.generation == window.generation && slot.service == id {
+                chosen = Some((
+                    slot.backend,
+                    Endpoint {
+                        addr: slot.addr,
+                        port: slot.port,
+                    },
+                ));
+                break;
+            }
+        }
+    }
+
+    let Some((backend, endpoint)) = chosen else {
+        return Decision::Unstable;
+    };
+    if let Some(key) = key {
+        tables.remember(
+            &key,
+            Affinity {
+                backend,
+                last_use: now,
+            },
+        );
+    }
+    Decision::Forward(Choice {
+        backend,
+        endpoint,
+        service: id,
+        masquerade,
+    })
+}
+
+/// The backend a client was sent to last, if it is still in time and in the set of this path.
+#[inline(always)]
+fn remembered(
+    tables: &impl Tables,
+    key: &AffinityKey,
+    service: ServiceId,
+    local: bool,
+    timeout_seconds: u32,
+    now: Tick,
+) -> Option<(BackendId, Endpoint)> {
+    let entry = tables.affinity(key)?;
+    if now.since(entry.last_use) >= Tick::seconds(timeout_seconds) {
+        return None;
+    }
+    let backend = tables.backend(entry.backend)?;
+    let wanted = if local {
+        Membership::LOCAL
+    } else {
+        Membership::CLUSTER
+    };
+    // The hash element may have been recycled for another client under this read: believe it only
+    // if the backend is this service's own.
+    if backend.service != service || !backend.is_usable() || backend.member & wanted == 0 {
+        return None;
+    }
+    Some((
+        entry.backend,
+        Endpoint {
+            addr: backend.addr,
+            port: backend.port,
+        },
+    ))
+}
+
+/// A client that was sent to itself: its source must be replaced, or the answer would never pass
+/// us. nftables mode asks this of local endpoints only (`SERVICE-SEMANTICS` 7).
+#[inline(always)]
+pub fn is_hairpin(backend: &Backend, client: &Addr) -> bool {
+    backend.flags & Backend::LOCAL != 0 && backend.addr == *client
+}

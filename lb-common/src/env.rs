@@ -1,0 +1,68 @@
+//! What the core asks of the world: the tables, the clock, chance.
+//!
+//! In the kernel these are BPF maps and helpers, inlined away; on the host, plain memory
+//! ([`crate::host`]). No load-balancing decision is ever written on the other side of these traits.
+
+use crate::addr::{Addr, BackendId, Port, Protocol, ServiceId, Tick};
+use crate::table::{
+    Affinity, AffinityKey, Backend, Config, Frontend, FrontendKey, LocalAddress, Service, Slot,
+};
+use crate::verdict::Reason;
+
+/// The clock and chance.
+pub trait Env {
+    /// Now, on the coarse clock (10 ms steps are fine).
+    fn now(&self) -> Tick;
+    /// Uniform random bits.
+    fn random(&self) -> u32;
+}
+
+/// The tables that a balancing decision reads. Values are copied out: an element may be recycled
+/// under a reader, and only what was copied can be checked.
+pub trait Tables {
+    /// The configuration. `None` only before the agent has ever written it.
+    fn config(&self) -> Option<&Config>;
+    /// Word `index` of the address filter.
+    fn address_bits(&self, index: usize) -> u64;
+    /// The frontend under `key`.
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
+    /// The service's record. The window words are read by [`service_window`](Self::service_window).
+    fn service(&self, id: ServiceId) -> Option<&Service>;
+    /// One atomic, uncached read of a window word: the Local set's if `local`, else the Cluster
+    /// set's.
+    fn service_window(&self, id: ServiceId, local: bool) -> Option<u64>;
+    /// The slot at `index`.
+    fn slot(&self, index: u32) -> Option<&Slot>;
+    /// The backend's record.
+    fn backend(&self, id: BackendId) -> Option<&Backend>;
+    /// Whether and how an address is this node's own.
+    fn local_address(&self, addr: &Addr) -> Option<LocalAddress>;
+    /// The remembered backend of a client.
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
+    /// Remembers a client's backend. Failure is harmless: the next connection chooses again.
+    fn remember(&self, key: &AffinityKey, value: Affinity);
+    /// Counts a reason.
+    fn count(&self, reason: Reason);
+
+    /// True if the filter does not exclude that {address, port, protocol} is a frontend.
+    #[inline(always)]
+    fn may_be_frontend(
+        &self,
+        config: &Config,
+        addr: &Addr,
+        port: Port,
+        protocol: Protocol,
+    ) -> bool {
+        let (word, mask) =
+            crate::table::AddressBits::frontend_bit(&config.hash_keys, addr, port, protocol);
+        self.address_bits(word) & mask != 0
+    }
+
+    /// True if the filter does not exclude that {address, port, protocol} is a backend.
+    #[inline(always)]
+    fn may_be_backend(&self, config: &Config, addr: &Addr, port: Port, protocol: Protocol) -> bool {
+        let (word, mask) =
+            crate::table::AddressBits::backend_bit(&config.hash_keys, addr, port, protocol);
+        self.address_bits(word) & mask != 0
+    }
+}

@@ -1,0 +1,118 @@
+//! The host's side of the traits: tables as plain memory, a clock that is set by hand.
+
+use crate::addr::{Addr, BackendId, ServiceId, Tick};
+use crate::env::{Env, Tables};
+use crate::table::{
+    AddressBits, Affinity, AffinityKey, Backend, Config, Frontend, FrontendKey, LocalAddress,
+    Service, Slot,
+};
+use crate::verdict::Reason;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+
+/// A clock set by hand and a seeded generator (`xorshift64*`).
+#[derive(Debug)]
+pub struct HostEnv {
+    /// What [`Env::now`] answers.
+    pub now: Cell<Tick>,
+    seed: Cell<u64>,
+}
+
+impl HostEnv {
+    /// A generator with this seed, at tick 1000.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            now: Cell::new(Tick(1000)),
+            seed: Cell::new(seed | 1),
+        }
+    }
+}
+
+impl Env for HostEnv {
+    fn now(&self) -> Tick {
+        self.now.get()
+    }
+
+    fn random(&self) -> u32 {
+        let mut x = self.seed.get();
+        x ^= x >> 12;
+        x ^= x << 25;
+        x ^= x >> 27;
+        self.seed.set(x);
+        (x.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32
+    }
+}
+
+/// The tables in memory. Fields are public: a test writes them as the agent would.
+#[derive(Debug)]
+pub struct HostTables {
+    /// See [`Config`].
+    pub config: Config,
+    /// See [`AddressBits`].
+    pub bits: AddressBits,
+    /// See [`Frontend`].
+    pub frontends: HashMap<FrontendKey, Frontend>,
+    /// See [`Service`].
+    pub services: Vec<Service>,
+    /// See [`Slot`].
+    pub slots: Vec<Slot>,
+    /// See [`Backend`].
+    pub backends: Vec<Backend>,
+    /// See [`LocalAddress`].
+    pub local: HashMap<Addr, LocalAddress>,
+    /// See [`Affinity`].
+    pub affinity: RefCell<HashMap<AffinityKey, Affinity>>,
+    /// Counted reasons.
+    pub reasons: RefCell<[u64; Reason::COUNT as usize]>,
+}
+
+impl Tables for HostTables {
+    fn config(&self) -> Option<&Config> {
+        Some(&self.config)
+    }
+
+    fn address_bits(&self, index: usize) -> u64 {
+        self.bits.words[index]
+    }
+
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        self.frontends.get(key).copied()
+    }
+
+    fn service(&self, id: ServiceId) -> Option<&Service> {
+        self.services.get(id.0 as usize)
+    }
+
+    fn service_window(&self, id: ServiceId, local: bool) -> Option<u64> {
+        let service = self.service(id)?;
+        Some(if local {
+            service.local
+        } else {
+            service.cluster
+        })
+    }
+
+    fn slot(&self, index: u32) -> Option<&Slot> {
+        self.slots.get(index as usize)
+    }
+
+    fn backend(&self, id: BackendId) -> Option<&Backend> {
+        self.backends.get(id.0 as usize)
+    }
+
+    fn local_address(&self, addr: &Addr) -> Option<LocalAddress> {
+        self.local.get(addr).copied()
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        self.affinity.borrow().get(key).copied()
+    }
+
+    fn remember(&self, key: &AffinityKey, value: Affinity) {
+        self.affinity.borrow_mut().insert(*key, value);
+    }
+
+    fn count(&self, reason: Reason) {
+        self.reasons.borrow_mut()[reason as usize] += 1;
+    }
+}

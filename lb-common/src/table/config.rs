@@ -1,0 +1,167 @@
+//! Node-wide facts: switches, the address filter, this node's own addresses.
+
+use crate::addr::{Addr, Port, Prefix, Protocol};
+use crate::hash::HashKeys;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Which sockets are balanced at `connect` and `sendmsg`; the packet path serves the others.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u32)]
+pub enum SocketMode {
+    /// Every socket below the attached cgroup.
+    All = 0,
+    /// Only sockets of the host's network namespace.
+    HostOnly = 1,
+    /// None.
+    Off = 2,
+}
+
+/// Bits of [`Config::flags`].
+pub struct ConfigFlags;
+
+impl ConfigFlags {
+    /// Source addresses inside [`Config::pods_v4`] are pods; without the bit the local detector is
+    /// off for IPv4 and neither "pod" nor "not a pod" rules apply (`SERVICE-SEMANTICS` 7).
+    pub const DETECT_PODS_V4: u32 = 1;
+    /// The same for IPv6.
+    pub const DETECT_PODS_V6: u32 = 1 << 1;
+    /// kube-proxy's `masqueradeAll`: every `ClusterIP` connection is SNATed.
+    pub const MASQUERADE_ALL: u32 = 1 << 2;
+    /// Node ports answer on 127.0.0.0/8 too (kube-proxy's `localhostNodePorts`; IPv4 only).
+    pub const LOCALHOST_NODE_PORTS: u32 = 1 << 3;
+}
+
+/// Runtime switches: what may change while programs stay loaded.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Config {
+    /// [`ConfigFlags`].
+    pub flags: u32,
+    /// A [`SocketMode`].
+    pub socket_mode: u32,
+    /// Number of buckets of the flow table minus one (a power of two minus one).
+    pub flow_mask: u32,
+    /// First SNAT source port, host order. The range lies outside the host's ephemeral range.
+    pub snat_port_first: u16,
+    /// Last SNAT source port, host order, inclusive.
+    pub snat_port_last: u16,
+    /// First and last port of the node port range, host order, inclusive: UDP to these asks for a
+    /// host socket before a flow is begun.
+    pub node_port_first: u16,
+    /// See `node_port_first`.
+    pub node_port_last: u16,
+    /// Keeps the rest aligned.
+    pub reserved: u32,
+    /// Secret keys of the flow and filter hashes, drawn once when the tables are created.
+    pub hash_keys: HashKeys,
+    /// Pods' addresses, if [`ConfigFlags::DETECT_PODS_V4`].
+    pub pods_v4: Prefix,
+    /// Pods' addresses, if [`ConfigFlags::DETECT_PODS_V6`].
+    pub pods_v6: Prefix,
+}
+
+impl Config {
+    /// True if `flag` is set.
+    #[inline(always)]
+    pub const fn has(&self, flag: u32) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// True if the local detector works for the family of `addr`.
+    #[inline(always)]
+    pub const fn detects_pods(&self, addr: &Addr) -> bool {
+        if addr.is_v4() {
+            self.has(ConfigFlags::DETECT_PODS_V4)
+        } else {
+            self.has(ConfigFlags::DETECT_PODS_V6)
+        }
+    }
+
+    /// True if the local detector works and says "pod".
+    #[inline(always)]
+    pub const fn is_pod(&self, addr: &Addr) -> bool {
+        if addr.is_v4() {
+            self.has(ConfigFlags::DETECT_PODS_V4) && self.pods_v4.contains(addr)
+        } else {
+            self.has(ConfigFlags::DETECT_PODS_V6) && self.pods_v6.contains(addr)
+        }
+    }
+}
+
+/// Number of bits in [`AddressBits`].
+const BITS: u32 = 1 << 16;
+
+/// The filter asked before any table: one hashed bit for each {address, port, protocol} that is a
+/// frontend, and one for each that is a backend. A clear bit proves "not ours"; a set bit proves
+/// nothing. Adding sets bits at once; they are cleared only by a rebuild that takes the live flows
+/// into account (flows outlive the frontend and the backend they began with).
+#[derive(Clone, Copy, Debug, Eq, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct AddressBits {
+    /// 64k bits: bit `i` is bit `i % 64` of word `i / 64`.
+    pub words: [u64; (BITS / 64) as usize],
+}
+
+impl AddressBits {
+    /// No address is served.
+    pub const EMPTY: Self = Self {
+        words: [0; (BITS / 64) as usize],
+    };
+
+    /// Where the bit of a frontend lies: word index and mask.
+    #[inline(always)]
+    pub fn frontend_bit(
+        keys: &HashKeys,
+        addr: &Addr,
+        port: Port,
+        protocol: Protocol,
+    ) -> (usize, u64) {
+        Self::position(keys.hash(addr, port, protocol))
+    }
+
+    /// Where the bit of a backend lies: the same hash, other bits of it.
+    #[inline(always)]
+    pub fn backend_bit(
+        keys: &HashKeys,
+        addr: &Addr,
+        port: Port,
+        protocol: Protocol,
+    ) -> (usize, u64) {
+        Self::position(keys.hash(addr, port, protocol) >> 16)
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the mask keeps 16 bits")]
+    const fn position(hash: u64) -> (usize, u64) {
+        let bit = (hash >> 32) as u32 & (BITS - 1);
+        ((bit / 64) as usize, 1 << (bit % 64))
+    }
+}
+
+/// What an address of this node is good for.
+#[derive(
+    Clone, Copy, Debug, Default, Eq, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct LocalAddress {
+    /// [`LocalAddress::NODE_PORTS`].
+    pub flags: u32,
+}
+
+impl LocalAddress {
+    /// Node ports are served on this address (`nodePortAddresses`, `SERVICE-SEMANTICS` 5.1).
+    pub const NODE_PORTS: u32 = 1;
+}
+
+/// The source addresses used when a flow leaves by a device: "the address of the outgoing
+/// interface" as the kernel's masquerade picks it, or the node's own where the device has none.
+#[derive(
+    Clone, Copy, Debug, Default, Eq, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct SnatAddresses {
+    /// IPv4-mapped; unspecified if the node has no IPv4 address.
+    pub v4: Addr,
+    /// IPv6; unspecified if the node has none.
+    pub v6: Addr,
+}

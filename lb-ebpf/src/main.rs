@@ -1,0 +1,23 @@
+//! The hooks: kernel context → core → verdict. One file per hook, adapters only.
+
+#![no_std]
+#![no_main]
+
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+
+/// placeholder
+#[classifier]
+pub fn tc_ingress(_ctx: TcContext) -> i32 {
+    -1
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
