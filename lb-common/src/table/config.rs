@@ -155,13 +155,15 @@ impl LocalAddress {
 
 /// The source addresses used when a flow leaves by a device: "the address of the outgoing
 /// interface" as the kernel's masquerade picks it, or the node's own where the device has none.
+/// Both are indexes into `lb_snat_pool` (index → [`Addr`]), whose entries are never changed once
+/// used: a flow keeps the index.
 #[derive(
     Clone, Copy, Debug, Default, Eq, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
 pub struct SnatAddresses {
-    /// IPv4-mapped; unspecified if the node has no IPv4 address.
-    pub v4: Addr,
-    /// IPv6; unspecified if the node has none.
-    pub v6: Addr,
+    /// Index of the IPv4 address, 0 if the node has none.
+    pub v4: u32,
+    /// Index of the IPv6 address, 0 if the node has none.
+    pub v6: u32,
 }

@@ -12,8 +12,9 @@
 //! | `lb_services` | array, mmapable | service id → [`Service`] | agent |
 //! | `lb_slots` | array, mmapable | slot → [`Slot`] | agent |
 //! | `lb_backends` | array, mmapable | backend id → [`Backend`] | agent |
-//! | `lb_local` | hash | [`Addr`] → [`LocalAddress`] | agent |
-//! | `lb_snat` | hash | ifindex → [`SnatAddresses`] | agent |
+//! | `lb_local` | hash | [`Addr`](crate::addr::Addr) → [`LocalAddress`] | agent |
+//! | `lb_snat` | hash | ifindex (0: any other device) → [`SnatAddresses`] | agent |
+//! | `lb_snat_pool` | array, mmapable, 256 | index → [`Addr`](crate::addr::Addr); 0 is none | agent |
 //! | `lb_affinity` | LRU hash | [`AffinityKey`] → [`Affinity`] | programs |
 //! | `lb_netns` | LRU hash | netns cookie → [`NamespaceAddresses`] | programs, agent (host) |
 //! | `lb_fragments` | LRU hash | [`FragmentKey`] → [`FragmentPorts`] | programs |
@@ -61,6 +62,7 @@ pub mod name {
     pub const BACKENDS: &str = "lb_backends";
     pub const LOCAL: &str = "lb_local";
     pub const SNAT: &str = "lb_snat";
+    pub const SNAT_POOL: &str = "lb_snat_pool";
     pub const AFFINITY: &str = "lb_affinity";
     pub const NAMESPACES: &str = "lb_netns";
     pub const FRAGMENTS: &str = "lb_fragments";
