@@ -87,6 +87,7 @@ impl Addr {
 
     /// The address under a network mask of the same form; [`Prefix`] is how masks are made.
     #[inline(always)]
+    #[must_use = "the address itself is not changed"]
     pub const fn masked(&self, mask: &Self) -> Self {
         Self([self.0[0] & mask.0[0], self.0[1] & mask.0[1]])
     }

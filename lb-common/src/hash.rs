@@ -31,16 +31,19 @@ impl HashKeys {
     /// Hash of one end of a conversation. Use bits 32 and up.
     #[inline(always)]
     pub const fn hash(&self, addr: &Addr, port: Port, protocol: Protocol) -> u64 {
-        let [a, b, c, d] = addr.words();
-        let k = &self.words;
-        let h = (a.wrapping_add(k[0]) as u64)
-            .wrapping_mul(b.wrapping_add(k[1]) as u64)
-            .wrapping_add((c.wrapping_add(k[2]) as u64).wrapping_mul(d.wrapping_add(k[3]) as u64))
+        let words = addr.words();
+        let keys = &self.words;
+        let hash = (words[0].wrapping_add(keys[0]) as u64)
+            .wrapping_mul(words[1].wrapping_add(keys[1]) as u64)
             .wrapping_add(
-                ((port.0 as u32).wrapping_add(k[4]) as u64)
-                    .wrapping_mul((protocol.0 as u32).wrapping_add(k[5]) as u64),
+                (words[2].wrapping_add(keys[2]) as u64)
+                    .wrapping_mul(words[3].wrapping_add(keys[3]) as u64),
+            )
+            .wrapping_add(
+                ((port.0 as u32).wrapping_add(keys[4]) as u64)
+                    .wrapping_mul((protocol.0 as u32).wrapping_add(keys[5]) as u64),
             );
-        let h = (h ^ (h >> 32)).wrapping_mul(self.multiplier);
-        h ^ (h >> 29)
+        let hash = (hash ^ (hash >> 32)).wrapping_mul(self.multiplier);
+        hash ^ (hash >> 29)
     }
 }

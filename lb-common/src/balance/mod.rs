@@ -4,6 +4,8 @@
 //! one file beside this one and one line in [`choose_slot`].
 
 mod random;
+#[cfg(test)]
+mod tests;
 
 use crate::addr::{Addr, BackendId, Endpoint, Protocol, ServiceId, Tick};
 use crate::env::{Env, Tables};
@@ -22,6 +24,7 @@ impl Algorithm {
 
 /// Which slot of a window of `count` (> 0) slots a new connection gets.
 #[inline(always)]
+#[expect(clippy::match_same_arms, reason = "one line registers one algorithm")]
 fn choose_slot(algorithm: u32, count: u16, env: &impl Env) -> u16 {
     match algorithm {
         Algorithm::RANDOM => random::choose(count, env),

@@ -131,7 +131,6 @@ impl AddressBits {
     }
 
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "the mask keeps 16 bits")]
     const fn position(hash: u64) -> (usize, u64) {
         let bit = (hash >> 32) as u32 & (BITS - 1);
         ((bit / 64) as usize, 1 << (bit % 64))
