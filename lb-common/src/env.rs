@@ -5,7 +5,8 @@
 
 use crate::addr::{Addr, BackendId, Port, Protocol, ServiceId, Tick};
 use crate::table::{
-    Affinity, AffinityKey, Backend, Config, Frontend, FrontendKey, LocalAddress, Service, Slot,
+    Affinity, AffinityKey, Backend, Config, FragmentKey, FragmentPorts, Frontend, FrontendKey,
+    LocalAddress, Service, ServiceCounters, Slot, SnatAddresses,
 };
 use crate::verdict::Reason;
 
@@ -65,4 +66,19 @@ pub trait Tables {
             crate::table::AddressBits::backend_bit(&config.hash_keys, addr, port, protocol);
         self.address_bits(word) & mask != 0
     }
+}
+
+/// The tables that only the packet path reads or writes.
+pub trait PacketTables: Tables {
+    /// The SNAT addresses for packets that leave by this device; `ifindex` 0 holds those of every
+    /// device that has none of its own.
+    fn snat_addresses(&self, ifindex: u32) -> Option<SnatAddresses>;
+    /// The SNAT address with this index; entries are never changed once used.
+    fn snat_address(&self, index: u32) -> Option<Addr>;
+    /// The ports of a datagram whose first fragment has been seen.
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
+    /// Remembers the ports of a first fragment. Failure costs the datagram: it is sent again.
+    fn remember_fragment(&self, key: &FragmentKey, ports: FragmentPorts);
+    /// Changes the counters of a service port; nothing happens if there is no such service.
+    fn count_service(&self, id: ServiceId, change: impl FnOnce(&mut ServiceCounters));
 }

@@ -1,10 +1,10 @@
 //! The host's side of the traits: tables as plain memory, a clock that is set by hand.
 
 use crate::addr::{Addr, BackendId, ServiceId, Tick};
-use crate::env::{Env, Tables};
+use crate::env::{Env, PacketTables, Tables};
 use crate::table::{
-    AddressBits, Affinity, AffinityKey, Backend, Config, Frontend, FrontendKey, LocalAddress,
-    Service, Slot,
+    AddressBits, Affinity, AffinityKey, Backend, Config, FragmentKey, FragmentPorts, Frontend,
+    FrontendKey, LocalAddress, Service, ServiceCounters, Slot, SnatAddresses,
 };
 use crate::verdict::Reason;
 use std::cell::{Cell, RefCell};
@@ -62,6 +62,14 @@ pub struct HostTables {
     pub local: HashMap<Addr, LocalAddress>,
     /// See [`Affinity`].
     pub affinity: RefCell<HashMap<AffinityKey, Affinity>>,
+    /// See [`SnatAddresses`]; by ifindex.
+    pub snat: HashMap<u32, SnatAddresses>,
+    /// The addresses that `snat` names by index; 0 is none.
+    pub snat_pool: Vec<Addr>,
+    /// See [`FragmentPorts`].
+    pub fragments: RefCell<HashMap<FragmentKey, FragmentPorts>>,
+    /// See [`ServiceCounters`]; by service id, made when first counted.
+    pub counters: RefCell<HashMap<ServiceId, ServiceCounters>>,
     /// Counted reasons.
     pub reasons: RefCell<[u64; Reason::COUNT as usize]>,
 }
@@ -114,5 +122,29 @@ impl Tables for HostTables {
 
     fn count(&self, reason: Reason) {
         self.reasons.borrow_mut()[reason as usize] += 1;
+    }
+}
+
+impl PacketTables for HostTables {
+    fn snat_addresses(&self, ifindex: u32) -> Option<SnatAddresses> {
+        self.snat.get(&ifindex).copied()
+    }
+
+    fn snat_address(&self, index: u32) -> Option<Addr> {
+        self.snat_pool.get(index as usize).copied()
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn remember_fragment(&self, key: &FragmentKey, ports: FragmentPorts) {
+        self.fragments.borrow_mut().insert(*key, ports);
+    }
+
+    fn count_service(&self, id: ServiceId, change: impl FnOnce(&mut ServiceCounters)) {
+        if (id.0 as usize) < self.services.len() {
+            change(self.counters.borrow_mut().entry(id).or_default());
+        }
     }
 }

@@ -14,6 +14,7 @@
 pub mod addr;
 pub mod balance;
 pub mod env;
+pub mod feature;
 pub mod flow;
 pub mod hash;
 #[cfg(any(test, feature = "host"))]

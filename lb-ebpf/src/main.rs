@@ -3,14 +3,8 @@
 #![no_std]
 #![no_main]
 
-use aya_ebpf::macros::classifier;
-use aya_ebpf::programs::TcContext;
-
-/// placeholder
-#[classifier]
-pub fn tc_ingress(_ctx: TcContext) -> i32 {
-    -1
-}
+mod env;
+mod maps;
 
 #[cfg(not(test))]
 #[panic_handler]
