@@ -58,6 +58,9 @@ pub struct Config {
     pub pods_v4: Prefix,
     /// Pods' addresses, if [`ConfigFlags::DETECT_PODS_V6`].
     pub pods_v6: Prefix,
+    /// `SO_NETNS_COOKIE` of the namespace this agent serves as "the host"; 0 = the kernel's first
+    /// namespace (the only answer below 5.14, where the option does not exist).
+    pub host_namespace: u64,
 }
 
 impl Config {

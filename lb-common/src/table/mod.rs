@@ -39,8 +39,7 @@ pub use service::{
     ServiceFlags, Slot, Window,
 };
 pub use socket::{
-    ConnectedSocket, NamespaceAddresses, UNCONNECTED_SETS, UNCONNECTED_WAYS, UnconnectedEntry,
-    UnconnectedSocket,
+    CONVERSATIONS, ConnectedSocket, Conversation, NamespaceAddresses, UnconnectedSocket,
 };
 pub use transit::{Affinity, AffinityKey, FragmentKey, FragmentPorts};
 

@@ -19,50 +19,59 @@ pub struct ConnectedSocket {
     pub frontend_port: Port,
     /// The backend's port.
     pub backend_port: Port,
-    /// The backend, 0 if none.
+    /// The backend, 0 if the record is empty.
     pub backend: BackendId,
     /// The service port.
     pub service: ServiceId,
-    /// Must be zero.
-    pub reserved: u32,
+    /// [`ConnectedSocket::CHOSEN_FOR_NAMESPACE`].
+    pub flags: u32,
 }
 
-/// Sets of the table in [`UnconnectedSocket`].
-pub const UNCONNECTED_SETS: usize = 32;
-/// Ways of each set.
-pub const UNCONNECTED_WAYS: usize = 4;
+impl ConnectedSocket {
+    /// Affinity remembers this choice under the namespace's cookie, because the client's address
+    /// was not known yet; the address adopts it when the socket has one.
+    pub const CHOSEN_FOR_NAMESPACE: u32 = 1;
+}
+
+/// Conversations one unconnected UDP socket can have at a time; more of them go by the packet path.
+/// 128 keep the record at 6 KiB: the whole of a socket's options must fit 20 KiB (`optmem_max`)
+/// before kernel 6.7.
+pub const CONVERSATIONS: usize = 128;
 
 /// One conversation of an unconnected UDP socket.
 #[derive(
     Clone, Copy, Debug, Default, Eq, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
-pub struct UnconnectedEntry {
+pub struct Conversation {
     /// The address that was asked.
     pub frontend: Addr,
+    /// The address the datagrams go to, and the answers come from.
+    pub backend_addr: Addr,
     /// The port that was asked.
     pub frontend_port: Port,
-    /// Must be zero.
-    pub reserved: u16,
+    /// The backend's port.
+    pub backend_port: Port,
     /// The backend; 0 = the entry is free.
     pub backend: BackendId,
-    /// Last datagram sent or received.
-    pub last_use: Tick,
     /// The service port.
     pub service: ServiceId,
+    /// Last datagram sent or received.
+    pub last_use: Tick,
 }
 
-/// The conversations of one unconnected UDP socket: a set-associative table by frontend, with a
-/// second index by backend for the answers. Sized to fit the default `optmem_max` of old kernels
-/// (20 KiB a socket).
+/// The conversations of one unconnected UDP socket. Searched from the start, as most sockets have
+/// one or two; `used` keeps the search short. Several threads may send on one socket: whoever
+/// reads or writes this holds the record's lock (kernel) or has it alone (host).
 #[derive(Clone, Copy, Debug, Eq, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct UnconnectedSocket {
-    /// Entries; an entry's set is a hash of its frontend.
-    pub entries: [UnconnectedEntry; UNCONNECTED_SETS * UNCONNECTED_WAYS],
-    /// Index by backend: the entry's number plus one, 0 = free; the set is a hash of the backend's
-    /// address and port.
-    pub by_backend: [u8; UNCONNECTED_SETS * UNCONNECTED_WAYS],
+    /// Entries at and above this number were never used.
+    pub used: u32,
+    /// Where a search leaves its finding (see `socket::conversations`).
+    pub found: u32,
+    /// The entries.
+    pub entries: [Conversation; CONVERSATIONS],
 }
 
 /// The addresses connections of a network namespace have been seen to leave from.
@@ -79,6 +88,6 @@ pub struct NamespaceAddresses {
 
 const _: () = {
     assert!(size_of::<ConnectedSocket>() == 48);
-    assert!(size_of::<UnconnectedEntry>() == 32);
-    assert!(UNCONNECTED_SETS * UNCONNECTED_WAYS < 256);
+    assert!(size_of::<Conversation>() == 48);
+    assert!(size_of::<UnconnectedSocket>() == 8 + 48 * CONVERSATIONS);
 };
