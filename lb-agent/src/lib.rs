@@ -3,5 +3,7 @@
 //! One way only: [`source`] → [`model`] → `plan` → `datapath`; `serve` and `cli` read. Dependencies
 //! point the same way: nothing downstream is known upstream.
 
+pub mod app;
+pub mod datapath;
 pub mod model;
 pub mod source;

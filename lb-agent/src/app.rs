@@ -1,0 +1,85 @@
+//! The reconcile loop: changes come in, coalesced; the model says what should be served; the plan
+//! says which writes; the datapath writes. What happened is published as a [`Snapshot`].
+
+use crate::datapath::{Fill, Options, StartError};
+use crate::source::Change;
+use std::time::{Duration, SystemTime};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+/// Upper bounds of the buckets of [`Snapshot::latency`], in seconds.
+pub const LATENCY_BUCKETS: [f64; 10] = [
+    0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 1.0, 10.0,
+];
+
+/// What is not served, or not as it should be, and why.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Refusal {
+    /// The object (`namespace/name`, or a table).
+    pub object: String,
+    /// A short name of the reason, for metrics.
+    pub reason: String,
+    /// A sentence for people.
+    pub message: String,
+}
+
+/// What the agent knows about itself, for metrics and health.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Every source was complete once and everything was written: ready.
+    pub synced: bool,
+    /// When the tables were last brought in line.
+    pub last_sync: Option<SystemTime>,
+    /// How long that took, from the first change taken to the last write.
+    pub sync_duration: Duration,
+    /// How often the tables were brought in line.
+    pub syncs: u64,
+    /// Writes done so far.
+    pub writes: u64,
+    /// Writes that failed so far; each was tried again.
+    pub write_failures: u64,
+    /// The last failure, until a write succeeds.
+    pub last_error: Option<String>,
+    /// From the arrival of a change to its last write: counts for each of [`LATENCY_BUCKETS`] and
+    /// one for everything above (not cumulative).
+    pub latency: [u64; LATENCY_BUCKETS.len() + 1],
+    /// Sum of the same, in seconds.
+    pub latency_sum: f64,
+    /// What is refused now.
+    pub refusals: Vec<Refusal>,
+    /// Service ports served now.
+    pub services: usize,
+    /// Endpoints served now.
+    pub endpoints: usize,
+    /// Devices that carry the packet path.
+    pub devices: Vec<String>,
+    /// How full the tables are.
+    pub fill: Vec<Fill>,
+    /// The answer of the loaded programs to a synthetic packet: `None` before the first, else
+    /// what was wrong if anything was.
+    pub probe: Option<Result<(), String>>,
+}
+
+/// Why the agent stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The datapath could not be started; nothing was changed unless the message says so.
+    #[error("cannot start the datapath")]
+    Start(#[from] StartError),
+    /// The source ended, which it never should.
+    #[error("the source of objects ended; the tables stay as they are")]
+    SourceEnded,
+}
+
+/// Runs the agent until `shutdown` (the dataplane then stays in place) or until it cannot go on.
+///
+/// Blocks on the kernel now and then, so give it a worker of its own
+/// (`tokio::spawn` on the multi-thread runtime is fine).
+pub async fn run(
+    _options: Options,
+    _changes: mpsc::Receiver<Change>,
+    _snapshot: watch::Sender<Snapshot>,
+    _shutdown: CancellationToken,
+) -> Result<(), AppError> {
+    todo!()
+}

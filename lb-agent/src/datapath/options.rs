@@ -1,0 +1,112 @@
+//! What the datapath is told at start.
+
+use ipnet::IpNet;
+use lb_common::table::SocketMode;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Where the pins live unless told otherwise.
+pub const DEFAULT_DIRECTORY: &str = "/sys/fs/bpf/lb-agent";
+
+/// Which devices carry the packet path. Loopback never does.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Devices {
+    /// Every device but loopback.
+    Auto,
+    /// Devices whose name matches one of these patterns (`*` and `?`).
+    Globs(Vec<String>),
+}
+
+/// How programs get onto a device.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum TcAttach {
+    /// TCX where the kernel has it (6.6), else clsact.
+    Auto,
+    /// TCX only.
+    Tcx,
+    /// clsact, also on kernels that have TCX.
+    Clsact,
+}
+
+/// Sizes of the tables. They are fixed when a table is created; other sizes at a later start are
+/// refused, never taken silently.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Capacity {
+    /// Service ports.
+    pub services: u32,
+    /// Backends, those included that only old flows still use.
+    pub backends: u32,
+    /// Slots of all windows.
+    pub slots: u32,
+    /// Frontends.
+    pub frontends: u32,
+    /// Flows of the packet path that are to fit comfortably; the table gets room to spare.
+    pub flows: u32,
+    /// Remembered clients of services with session affinity.
+    pub affinity: u32,
+}
+
+impl Default for Capacity {
+    fn default() -> Self {
+        Self {
+            services: 1 << 16,
+            backends: 1 << 18,
+            slots: 1 << 20,
+            frontends: 1 << 18,
+            flows: 1 << 17,
+            affinity: 1 << 17,
+        }
+    }
+}
+
+/// What the datapath is told at start.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Options {
+    /// Directory on a bpffs that holds everything of this agent; one agent a directory.
+    pub directory: PathBuf,
+    /// The cgroup to attach to; without it the root is looked for and must prove to be the root.
+    pub cgroup_root: Option<PathBuf>,
+    /// Which devices carry the packet path.
+    pub devices: Devices,
+    /// How programs get onto devices.
+    pub tc_attach: TcAttach,
+    /// Which sockets are balanced at the socket.
+    pub socket_mode: SocketMode,
+    /// Addresses of pods, at most one range a family; without one the local detector is off.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// kube-proxy's `masqueradeAll`.
+    pub masquerade_all: bool,
+    /// kube-proxy's `localhostNodePorts` (IPv4 only).
+    pub localhost_node_ports: bool,
+    /// Addresses that serve node ports, as kube-proxy's `nodePortAddresses`; an empty list means
+    /// every address of the node (`SERVICE-SEMANTICS` 5.1).
+    pub node_port_addresses: Vec<IpNet>,
+    /// First and last node port.
+    pub node_port_range: (u16, u16),
+    /// First and last source port of SNATed flows; `None`: below the host's ephemeral range.
+    pub snat_ports: Option<(u16, u16)>,
+    /// Sizes of the tables.
+    pub capacity: Capacity,
+    /// How long to wait for another agent to leave the directory before giving up.
+    pub takeover_wait: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            directory: PathBuf::from(DEFAULT_DIRECTORY),
+            cgroup_root: None,
+            devices: Devices::Auto,
+            tc_attach: TcAttach::Auto,
+            socket_mode: SocketMode::All,
+            cluster_cidrs: Vec::new(),
+            masquerade_all: false,
+            localhost_node_ports: false,
+            node_port_addresses: Vec::new(),
+            node_port_range: (30000, 32767),
+            snat_ports: None,
+            capacity: Capacity::default(),
+            takeover_wait: Duration::ZERO,
+        }
+    }
+}
