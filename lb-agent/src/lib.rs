@@ -5,5 +5,7 @@
 
 pub mod app;
 pub mod datapath;
+pub mod cli;
+pub mod config;
 pub mod model;
 pub mod source;

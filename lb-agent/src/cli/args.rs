@@ -1,0 +1,275 @@
+//! What can be typed: the commands and their options. Parsing only; meaning is given by
+//! [`crate::config`].
+
+use crate::cli::values::{
+    BindAddress, Cidr, DeviceSelection, EndpointsApi, List, LogFormat, Output, PortRange,
+    SocketLoadBalancing, TcAttach, choice,
+};
+use clap::{Args, Parser, Subcommand};
+use serde::Deserialize;
+use std::path::PathBuf;
+
+/// Where the programs, links and tables are kept unless `--bpffs` says otherwise.
+pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf/lb-agent";
+
+/// Balances Kubernetes Services on this node with eBPF, in place of kube-proxy.
+#[derive(Debug, Parser)]
+#[command(name = "lb-agent", version, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serves this node's Services until told to stop; what is loaded goes on without the agent.
+    Run(Box<RunArgs>),
+    /// Lists every frontend with its endpoints, their state and connections, from the live tables.
+    Services(ServicesArgs),
+    /// Shows what is loaded and attached, how full the tables are and which agent holds the lock.
+    Status(DirectoryArgs),
+    /// Removes every program, link and table of a directory; nothing is balanced afterwards.
+    Cleanup(DirectoryArgs),
+    /// Prints a page of the reference.
+    #[command(hide = true)]
+    Reference {
+        /// Which page.
+        page: ReferencePage,
+    },
+}
+
+/// Pages that are generated from the code.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub enum ReferencePage {
+    /// `docs/cli.md`
+    Cli,
+    /// `docs/metrics.md`
+    Metrics,
+}
+
+/// Options of commands that look at what is loaded.
+#[derive(Args, Clone, Debug)]
+pub struct DirectoryArgs {
+    /// The agent's directory on a BPF filesystem.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_BPFFS)]
+    pub bpffs: PathBuf,
+}
+
+/// Options of `services`.
+#[derive(Args, Clone, Debug)]
+pub struct ServicesArgs {
+    /// The directory.
+    #[command(flatten)]
+    pub directory: DirectoryArgs,
+    /// How to print.
+    #[arg(short, long, value_enum, default_value_t, ignore_case = true)]
+    pub output: Output,
+}
+
+/// Options of `run`, which are at the same time the keys of the configuration file (in camelCase).
+/// Nothing has a default here: a value that is absent may come from the file.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct RunArgs {
+    /// This node's name in the cluster.
+    #[arg(long, value_name = "NAME", env = "NODE_NAME", hide_env_values = true)]
+    pub node: Option<String>,
+
+    /// Reads Services from the cluster of this kubeconfig. Without it and --manifests: in-cluster
+    /// configuration.
+    #[arg(long, value_name = "FILE", conflicts_with = "manifests")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Reads Services, EndpointSlices, Endpoints and Pods from the manifests in a directory.
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
+
+    /// A YAML file with these options in camelCase (`socketLoadBalancing: hostOnly`); what is
+    /// typed wins over what is in the file.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+
+    /// The cgroup v2 directory whose sockets are balanced [default: the root of the hierarchy,
+    /// which must be visible].
+    #[arg(long, value_name = "DIR")]
+    pub cgroup_root: Option<PathBuf>,
+
+    /// The agent's directory on a BPF filesystem; agents with directories of their own run side by
+    /// side [default: /sys/fs/bpf/lb-agent].
+    #[arg(long, value_name = "DIR")]
+    pub bpffs: Option<PathBuf>,
+
+    /// Which devices get the packet programs: `auto` (all but loopback) or name patterns
+    /// [default: auto].
+    #[arg(long, value_name = "auto|GLOB,…")]
+    pub devices: Option<DeviceSelection>,
+
+    /// Addresses of pods, at most one range a family: connections to ClusterIPs from elsewhere are
+    /// SNATed, as kube-proxy's `--cluster-cidr` does.
+    #[arg(long, value_name = "CIDR[,CIDR]")]
+    #[serde(alias = "clusterCIDR")]
+    pub cluster_cidr: Option<List<Cidr>>,
+
+    /// Which sockets are balanced when they connect; the packet path serves the others
+    /// [default: all].
+    #[arg(long, value_name = "all|host-only|off", value_enum, ignore_case = true)]
+    #[serde(deserialize_with = "choice")]
+    pub socket_load_balancing: Option<SocketLoadBalancing>,
+
+    /// How the packet programs are attached: TCX needs kernel 6.6 [default: auto].
+    #[arg(long, value_name = "auto|tcx|clsact", value_enum, ignore_case = true)]
+    #[serde(deserialize_with = "choice")]
+    pub tc_attach: Option<TcAttach>,
+
+    /// Where `/metrics` is served [default: 127.0.0.1:10249].
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics_bind_address: Option<BindAddress>,
+
+    /// Where `/healthz` and `/livez` are served [default: 0.0.0.0:10256].
+    #[arg(long, value_name = "ADDRESS")]
+    pub healthz_bind_address: Option<BindAddress>,
+
+    /// Flows of the packet path that are to fit comfortably [default: 131072].
+    #[arg(long, value_name = "N")]
+    pub max_flows: Option<u32>,
+
+    /// Seconds to wait for another agent that holds the directory, before giving up [default: 0].
+    #[arg(long, value_name = "SECONDS")]
+    pub takeover_wait: Option<u64>,
+
+    /// Addresses of the API server, tried in turn, that work without Services: on a node that has
+    /// only this agent, the ClusterIP of the API server is the agent's to serve.
+    #[arg(
+        long,
+        value_name = "URL,…",
+        env = "LB_APISERVER",
+        hide_env_values = true
+    )]
+    pub apiserver: Option<List<String>>,
+
+    /// Where endpoints are read from in a cluster [default: slices].
+    #[arg(long, value_name = "slices|endpoints", value_enum, ignore_case = true)]
+    #[serde(deserialize_with = "choice")]
+    pub endpoints_api: Option<EndpointsApi>,
+
+    /// Ranges that externalIPs and load balancer addresses must lie in; others are refused
+    /// [default: any].
+    #[arg(long, value_name = "CIDR,…")]
+    pub external_ip_ranges: Option<List<Cidr>>,
+
+    /// With --manifests: ranges that ClusterIPs are allocated from, at most one a family
+    /// [default: 10.96.0.0/16,fd00:10:96::/112].
+    #[arg(long, value_name = "CIDR,…")]
+    pub service_cluster_ip_range: Option<List<Cidr>>,
+
+    /// The range node ports lie in: with --manifests they are allocated from it, else it must be
+    /// the API server's [default: 30000-32767].
+    #[arg(long, value_name = "A-B")]
+    pub service_node_port_range: Option<PortRange>,
+
+    /// With --manifests: where allocated ClusterIPs and node ports are remembered
+    /// [default: a directory under /var/lib/lb-agent named after --bpffs].
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+
+    /// How log lines look; RUST_LOG chooses which are written [default: text].
+    #[arg(long, value_name = "text|json", value_enum, ignore_case = true)]
+    #[serde(deserialize_with = "choice")]
+    pub log_format: Option<LogFormat>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn run(arguments: &[&str]) -> Result<RunArgs, clap::Error> {
+        let all = ["lb-agent", "run"].iter().chain(arguments);
+        match Cli::try_parse_from(all)?.command {
+            Command::Run(args) => Ok(*args),
+            other => panic!("parsed as {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_command_line_that_others_script_against_is_understood() {
+        let args = run(&[
+            "--node",
+            "a",
+            "--manifests",
+            "/m",
+            "--config",
+            "/c",
+            "--cgroup-root",
+            "/cg",
+            "--bpffs",
+            "/b",
+            "--devices",
+            "eth*,cali*",
+            "--cluster-cidr",
+            "10.244.0.0/16,fd00::/56",
+            "--socket-load-balancing",
+            "host-only",
+            "--metrics-bind-address",
+            "127.0.0.1:1",
+            "--healthz-bind-address",
+            "0.0.0.0:2",
+            "--max-flows",
+            "4096",
+            "--service-cluster-ip-range",
+            "10.96.0.0/16",
+            "--service-node-port-range",
+            "30000-32767",
+            "--takeover-wait",
+            "5",
+            "--tc-attach",
+            "clsact",
+            "--apiserver",
+            "https://10.0.0.1:6443,https://10.0.0.2:6443",
+            "--endpoints-api",
+            "endpoints",
+            "--external-ip-ranges",
+            "192.0.2.0/24",
+            "--state-dir",
+            "/s",
+            "--log-format",
+            "json",
+        ])
+        .unwrap();
+        assert_eq!(args.node.as_deref(), Some("a"));
+        assert_eq!(
+            args.socket_load_balancing,
+            Some(SocketLoadBalancing::HostOnly)
+        );
+        assert_eq!(args.cluster_cidr.unwrap().0.len(), 2);
+        assert_eq!(args.apiserver.unwrap().0.len(), 2);
+        assert_eq!(args.tc_attach, Some(TcAttach::Clsact));
+        assert_eq!(args.max_flows, Some(4096));
+    }
+
+    #[test]
+    fn a_cluster_and_a_directory_exclude_each_other() {
+        let error = run(&["--kubeconfig", "/k", "--manifests", "/m"]).unwrap_err();
+        assert_eq!(error.kind(), clap::error::ErrorKind::ArgumentConflict);
+    }
+
+    #[test]
+    fn other_commands_know_their_directory() {
+        let cli = Cli::try_parse_from(["lb-agent", "services", "-o", "JSON"]).unwrap();
+        let Command::Services(args) = cli.command else {
+            panic!("not services")
+        };
+        assert_eq!(args.output, Output::Json);
+        assert_eq!(args.directory.bpffs, PathBuf::from(DEFAULT_BPFFS));
+        assert!(Cli::try_parse_from(["lb-agent", "cleanup", "--bpffs", "/x"]).is_ok());
+        assert!(Cli::try_parse_from(["lb-agent", "status", "--bpffs", "/x"]).is_ok());
+    }
+}

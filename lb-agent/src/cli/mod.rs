@@ -1,0 +1,5 @@
+//! What a person types and reads: the command line, tables on a terminal. Nothing here decides how
+//! traffic is balanced.
+
+pub mod args;
+pub mod values;

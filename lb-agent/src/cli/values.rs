@@ -1,0 +1,353 @@
+//! Values as people write them, on the command line and in the configuration file alike.
+//!
+//! Each type parses in one place and answers a bad value with a sentence that shows a good one.
+
+use clap::ValueEnum;
+use ipnet::IpNet;
+use serde::{Deserialize, Deserializer, de};
+use std::fmt;
+use std::marker::PhantomData;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+/// Which sockets are balanced at `connect` and `sendmsg`; the packet path serves the others.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub enum SocketLoadBalancing {
+    /// Every socket below the attached cgroup.
+    #[default]
+    All,
+    /// Only sockets of the host's network namespace.
+    #[value(alias = "hostOnly", alias = "host_only")]
+    HostOnly,
+    /// None: every connection is balanced packet by packet.
+    #[value(alias = "none")]
+    Off,
+}
+
+/// How the packet programs are attached to devices.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub enum TcAttach {
+    /// TCX where the kernel has it (6.6), else clsact.
+    #[default]
+    Auto,
+    /// TCX links only.
+    Tcx,
+    /// Filters on a clsact qdisc only.
+    Clsact,
+}
+
+/// Where endpoints are read from in a cluster.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub enum EndpointsApi {
+    /// `discovery.k8s.io/v1` EndpointSlices.
+    #[default]
+    #[value(alias = "endpointslices", alias = "endpointSlices")]
+    Slices,
+    /// `v1` Endpoints, for clusters without slices.
+    Endpoints,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub enum LogFormat {
+    /// One line a message, for people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How `services` prints.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub enum Output {
+    /// One line a frontend, one line an endpoint.
+    #[default]
+    Table,
+    /// As `table`, with ids, packets and bytes.
+    Wide,
+    /// One JSON document.
+    Json,
+}
+
+/// Reads a [`ValueEnum`] from the configuration file, by the names the command line knows.
+pub(crate) fn choice<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: ValueEnum,
+{
+    let text = String::deserialize(deserializer)?;
+    T::from_str(&text, true).map(Some).map_err(|_| {
+        let known: Vec<String> = T::value_variants()
+            .iter()
+            .filter_map(|variant| variant.to_possible_value())
+            .map(|value| value.get_name().to_owned())
+            .collect();
+        de::Error::custom(format!("`{text}` is not one of {}", known.join(", ")))
+    })
+}
+
+/// A list: separated by commas, in the file also a sequence.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct List<T>(pub Vec<T>);
+
+impl<T: FromStr> FromStr for List<T> {
+    type Err = T::Err;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.split(',')
+            .map(str::trim)
+            .filter(|item| !item.is_empty())
+            .map(T::from_str)
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+}
+
+impl<'de, T> Deserialize<'de> for List<T>
+where
+    T: FromStr,
+    T::Err: fmt::Display,
+{
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Items<T>(PhantomData<T>);
+
+        impl<'de, T> de::Visitor<'de> for Items<T>
+        where
+            T: FromStr,
+            T::Err: fmt::Display,
+        {
+            type Value = List<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list, or its items separated by commas")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                text.parse().map_err(E::custom)
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                let mut items = Vec::new();
+                while let Some(text) = seq.next_element::<String>()? {
+                    items.push(text.parse().map_err(de::Error::custom)?);
+                }
+                Ok(List(items))
+            }
+        }
+
+        deserializer.deserialize_any(Items(PhantomData))
+    }
+}
+
+/// Implements `Deserialize` by way of `FromStr`, so that file and command line agree.
+macro_rules! deserialize_from_str {
+    ($($kind:ty),+) => {$(
+        impl<'de> Deserialize<'de> for $kind {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+            }
+        }
+    )+};
+}
+
+deserialize_from_str!(BindAddress, PortRange, DeviceSelection);
+
+/// A range of addresses; bits behind the prefix are ignored, as the API server does.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Cidr(pub IpNet);
+
+impl FromStr for Cidr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse::<IpNet>()
+            .map(|net| Self(net.trunc()))
+            .map_err(|_| {
+                format!("`{text}` is not a CIDR such as 10.244.0.0/16 or fd00:10:244::/56")
+            })
+    }
+}
+
+/// An address to listen on; without a port, the option's usual one.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct BindAddress {
+    /// The address.
+    pub ip: IpAddr,
+    /// The port, if one was written.
+    pub port: Option<u16>,
+}
+
+impl BindAddress {
+    /// The address with its port, or `port` where none was written.
+    pub fn or_port(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.ip, self.port.unwrap_or(port))
+    }
+}
+
+impl FromStr for BindAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(address) = text.parse::<SocketAddr>() {
+            return Ok(Self {
+                ip: address.ip(),
+                port: Some(address.port()),
+            });
+        }
+        let bare = text
+            .strip_prefix('[')
+            .and_then(|text| text.strip_suffix(']'))
+            .unwrap_or(text);
+        bare.parse().map(|ip| Self { ip, port: None }).map_err(|_| {
+            format!(
+                "`{text}` is not an address to listen on, such as 127.0.0.1:10249 or [::]:10249"
+            )
+        })
+    }
+}
+
+/// A range of ports, both ends included: `30000-32767`, also `30000+2767` as the API server takes it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct PortRange {
+    /// The lowest port, host order.
+    pub first: u16,
+    /// The highest port, host order.
+    pub last: u16,
+}
+
+impl FromStr for PortRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not a range of ports such as 30000-32767");
+        let number = |text: &str| text.trim().parse::<u16>().map_err(|_| wrong());
+        let (first, last) = if let Some((first, last)) = text.split_once('-') {
+            (number(first)?, number(last)?)
+        } else if let Some((first, size)) = text.split_once('+') {
+            let first = number(first)?;
+            (first, first.checked_add(number(size)?).ok_or_else(wrong)?)
+        } else {
+            (number(text)?, number(text)?)
+        };
+        if first == 0 || last < first {
+            return Err(wrong());
+        }
+        Ok(Self { first, last })
+    }
+}
+
+/// Which devices get the packet programs.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub enum DeviceSelection {
+    /// Every device but loopback, as they come and go.
+    #[default]
+    Auto,
+    /// Those whose name fits one of the patterns (`*` any run, `?` any character).
+    Matching(Vec<String>),
+}
+
+impl FromStr for DeviceSelection {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let patterns: Vec<String> = text
+            .split(',')
+            .map(str::trim)
+            .filter(|pattern| !pattern.is_empty())
+            .map(str::to_owned)
+            .collect();
+        if patterns.iter().any(|p| p.eq_ignore_ascii_case("auto")) {
+            return if patterns.len() == 1 {
+                Ok(Self::Auto)
+            } else {
+                Err("`auto` stands for every device and cannot be mixed with patterns".to_owned())
+            };
+        }
+        if patterns.is_empty() {
+            return Err(
+                "no device is named: write `auto` or patterns such as eth*,cali*".to_owned(),
+            );
+        }
+        for pattern in &patterns {
+            if pattern.len() > 64 || pattern.contains(['/', ' ', '\t']) {
+                return Err(format!("`{pattern}` cannot be part of a device's name"));
+            }
+        }
+        Ok(Self::Matching(patterns))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_spelling_of_socket_load_balancing_is_tolerant() {
+        for text in [
+            "host-only",
+            "hostOnly",
+            "HostOnly",
+            "HOST-ONLY",
+            "host_only",
+        ] {
+            assert_eq!(
+                SocketLoadBalancing::from_str(text, true),
+                Ok(SocketLoadBalancing::HostOnly),
+                "{text}"
+            );
+        }
+        assert!(SocketLoadBalancing::from_str("some", true).is_err());
+    }
+
+    #[test]
+    fn cidrs_lose_their_host_bits_and_bad_ones_are_named() {
+        let list: List<Cidr> = "10.244.1.7/16, fd00::/56".parse().unwrap();
+        assert_eq!(list.0[0].0.to_string(), "10.244.0.0/16");
+        assert_eq!(list.0[1].0.to_string(), "fd00::/56");
+        let error = "10.244.0.0".parse::<List<Cidr>>().unwrap_err();
+        assert!(error.contains("`10.244.0.0` is not a CIDR"), "{error}");
+    }
+
+    #[test]
+    fn an_address_without_port_gets_the_usual_one() {
+        for (text, wanted) in [
+            ("127.0.0.1:1", "127.0.0.1:1"),
+            ("127.0.0.1", "127.0.0.1:9"),
+            ("[::]:1", "[::]:1"),
+            ("[::1]", "[::1]:9"),
+            ("::1", "[::1]:9"),
+        ] {
+            let parsed: BindAddress = text.parse().unwrap();
+            assert_eq!(parsed.or_port(9), wanted.parse().unwrap(), "{text}");
+        }
+        for text in ["localhost:1", ":10249", "", "1.2.3.4:70000"] {
+            assert!(text.parse::<BindAddress>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn port_ranges_are_written_as_for_the_api_server() {
+        let range = |text: &str| text.parse::<PortRange>().map(|r| (r.first, r.last));
+        assert_eq!(range("30000-32767"), Ok((30000, 32767)));
+        assert_eq!(range("30000+10"), Ok((30000, 30010)));
+        assert_eq!(range("30000"), Ok((30000, 30000)));
+        for text in ["0-10", "20-10", "a-b", "", "65535+1"] {
+            assert!(range(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn devices_are_auto_or_patterns_never_both() {
+        assert_eq!("AUTO".parse(), Ok(DeviceSelection::Auto));
+        assert_eq!(
+            "eth*, veth?".parse(),
+            Ok(DeviceSelection::Matching(vec![
+                "eth*".to_owned(),
+                "veth?".to_owned()
+            ]))
+        );
+        for text in ["auto,eth0", "", ",", "a b", "a/b"] {
+            assert!(text.parse::<DeviceSelection>().is_err(), "{text}");
+        }
+    }
+}
