@@ -1,0 +1,146 @@
+//! Clients of [`crate::Server`], for use inside [`crate::Place::call`] and wherever else a socket
+//! can be opened.
+
+use anyhow::{Context, Result, anyhow, bail};
+use std::fmt;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::str::FromStr;
+use std::time::Duration;
+
+/// How long a client waits for what should come at once: only a failing test waits that long.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a server said: its name and the two ends of the connection as it saw them.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Answer {
+    /// The server's name.
+    pub name: String,
+    /// The client's address as the server saw it.
+    pub peer: SocketAddr,
+    /// The server's own end; its address is unspecified for UDP.
+    pub local: SocketAddr,
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "name={} peer={} local={}",
+            self.name, self.peer, self.local
+        )
+    }
+}
+
+impl FromStr for Answer {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let line = text.lines().next().unwrap_or_default().trim();
+        let field = |key: &str| {
+            line.split(' ')
+                .find_map(|word| word.strip_prefix(key))
+                .ok_or_else(|| anyhow!("no {key} in the answer {line:?}"))
+        };
+        Ok(Self {
+            name: field("name=")?.to_owned(),
+            peer: field("peer=")?.parse().context("bad peer in the answer")?,
+            local: field("local=")?
+                .parse()
+                .context("bad local address in the answer")?,
+        })
+    }
+}
+
+/// Connects, asks once, closes.
+pub fn tcp(server: SocketAddr) -> Result<Answer> {
+    let stream = TcpStream::connect_timeout(&server, PATIENCE)
+        .with_context(|| format!("cannot connect to {server}"))?;
+    ask(&stream)
+}
+
+/// Asks once over an open connection, which stays open.
+pub fn ask(mut stream: &TcpStream) -> Result<Answer> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream
+        .write_all(b"who\n")
+        .context("cannot write to the connection")?;
+    let mut line = String::new();
+    BufReader::new(stream)
+        .read_line(&mut line)
+        .context("no answer on the connection")?;
+    line.parse()
+}
+
+/// A UDP socket bound to the unspecified address of the server's family.
+pub fn udp_socket(server: SocketAddr) -> Result<UdpSocket> {
+    let any: SocketAddr = if server.is_ipv4() {
+        (Ipv4Addr::UNSPECIFIED, 0).into()
+    } else {
+        (Ipv6Addr::UNSPECIFIED, 0).into()
+    };
+    let socket = UdpSocket::bind(any).context("cannot open a UDP socket")?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    Ok(socket)
+}
+
+/// Asks over a connected UDP socket with a datagram of `size` bytes.
+pub fn udp_connected(server: SocketAddr, size: usize) -> Result<Answer> {
+    let socket = udp_socket(server)?;
+    socket
+        .connect(server)
+        .with_context(|| format!("cannot connect UDP to {server}"))?;
+    socket
+        .send(&vec![b'w'; size])
+        .with_context(|| format!("cannot send to {server}"))?;
+    let mut buffer = vec![0; 65_536];
+    let length = socket
+        .recv(&mut buffer)
+        .with_context(|| format!("no answer from {server}"))?;
+    check_datagram(&buffer[..length], size)
+}
+
+/// Asks over an unconnected UDP socket; the answer must come from the address that was asked.
+pub fn udp_unconnected(server: SocketAddr, size: usize) -> Result<Answer> {
+    ask_datagram(&udp_socket(server)?, server, size)
+}
+
+/// Like [`udp_unconnected`] on a socket that may already have talked to others.
+pub fn ask_datagram(socket: &UdpSocket, server: SocketAddr, size: usize) -> Result<Answer> {
+    socket
+        .send_to(&vec![b'w'; size], server)
+        .with_context(|| format!("cannot send to {server}"))?;
+    let mut buffer = vec![0; 65_536];
+    let (length, from) = socket
+        .recv_from(&mut buffer)
+        .with_context(|| format!("no answer from {server}"))?;
+    if from != server {
+        bail!("asked {server}, answered by {from}");
+    }
+    check_datagram(&buffer[..length], size)
+}
+
+fn check_datagram(answer: &[u8], size: usize) -> Result<Answer> {
+    if answer.len() < size {
+        bail!(
+            "asked with {size} bytes, the answer has only {}",
+            answer.len()
+        );
+    }
+    String::from_utf8_lossy(answer).parse()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Answer;
+
+    #[test]
+    fn an_answer_survives_its_text_form() {
+        let answer = Answer {
+            name: "web-1".to_owned(),
+            peer: "[fd00::1]:80".parse().unwrap(),
+            local: "10.0.0.1:8080".parse().unwrap(),
+        };
+        assert_eq!(answer.to_string().parse::<Answer>().unwrap(), answer);
+    }
+}
