@@ -1,1 +1,3 @@
-//! labs
+//! What the kernel tests and labs of this package share.
+
+pub mod stage;

@@ -1,0 +1,236 @@
+//! A small cluster on one machine: two nodes with pods, an outside client, an agent on each node,
+//! and a directory of manifests that all agents read.
+//!
+//! What may not live here: expectations. Tests say what must happen; the stage only sets it up.
+
+use anyhow::{Context, Result};
+use lb_lab::topology::OutsideClient;
+use lb_lab::{Agent, AgentOptions, Lab, Offload, Pod, PodNetwork, Server};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+/// Port every server of a stage listens on.
+pub const TARGET_PORT: u16 = 8080;
+/// Port every service is asked on.
+pub const SERVICE_PORT: u16 = 80;
+/// What `--cluster-cidr` says: the pod networks of all nodes of a lab.
+pub const CLUSTER_CIDRS: &str = "10.244.0.0/16,fd00:244::/48";
+
+/// A service as a test describes it: dual stack, TCP and UDP on [`SERVICE_PORT`].
+#[derive(Clone, Debug)]
+pub struct ServiceSpec {
+    /// Its name.
+    pub name: String,
+    /// Last number of its ClusterIPs: 10.96.0.N and fd00:10:96::N (hexadecimal digits alike).
+    pub number: u8,
+    /// Its node port, for TCP and UDP.
+    pub node_port: Option<u16>,
+    /// Further lines of its `spec`, indented by two.
+    pub spec: String,
+    /// Its endpoints: names of pods of the stage.
+    pub endpoints: Vec<String>,
+}
+
+impl ServiceSpec {
+    /// A ClusterIP service with these pods as endpoints.
+    pub fn new(name: &str, number: u8, endpoints: &[&str]) -> Self {
+        Self {
+            name: name.to_owned(),
+            number,
+            node_port: None,
+            spec: String::new(),
+            endpoints: endpoints.iter().map(|name| (*name).to_owned()).collect(),
+        }
+    }
+
+    /// The same with a node port.
+    #[must_use]
+    pub fn node_port(mut self, port: u16) -> Self {
+        self.node_port = Some(port);
+        self
+    }
+
+    /// The same with a further line in its `spec`.
+    #[must_use]
+    pub fn with(mut self, line: &str) -> Self {
+        let _ = writeln!(self.spec, "  {line}");
+        self
+    }
+
+    /// Its ClusterIP sockets, IPv4 first.
+    pub fn cluster_ips(&self) -> [SocketAddr; 2] {
+        let [v4, v6] = cluster_ips(self.number);
+        [(v4, SERVICE_PORT).into(), (v6, SERVICE_PORT).into()]
+    }
+}
+
+fn cluster_ips(number: u8) -> [IpAddr; 2] {
+    let v6 = std::net::Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, number.into());
+    [std::net::Ipv4Addr::new(10, 96, 0, number).into(), v6.into()]
+}
+
+/// The cluster. Fields drop in order: agents and servers before the lab.
+#[derive(Debug)]
+pub struct Stage {
+    /// One agent for each node that has one.
+    pub agents: Vec<Agent>,
+    servers: Vec<Server>,
+    pods: BTreeMap<String, (usize, Pod)>,
+    /// A client outside the cluster.
+    pub client: OutsideClient,
+    /// The namespaces.
+    pub lab: Lab,
+    manifests: PathBuf,
+}
+
+impl Stage {
+    /// Two nodes with pods `a`, `b` on node 0 and `c` on node 1, each with a server of its name on
+    /// [`TARGET_PORT`]. No agent yet.
+    pub fn new(network: PodNetwork) -> Result<Self> {
+        lb_lab::require_root();
+        let lab = Lab::new(&[network, network])?;
+        let client = lab.add_client()?;
+        let manifests = lab.dir().join("manifests");
+        fs::create_dir_all(&manifests)?;
+        let mut stage = Self {
+            agents: Vec::new(),
+            servers: Vec::new(),
+            pods: BTreeMap::new(),
+            client,
+            lab,
+            manifests,
+        };
+        for (node, name) in [(0, "a"), (0, "b"), (1, "c")] {
+            stage.add_pod(node, name)?;
+        }
+        Ok(stage)
+    }
+
+    /// Adds a pod with a server of its name.
+    pub fn add_pod(&mut self, node: usize, name: &str) -> Result<()> {
+        let pod = self.lab.node(node).add_pod(name)?;
+        self.servers.push(Server::start(pod.place(), name, TARGET_PORT)?);
+        self.pods.insert(name.to_owned(), (node, pod));
+        Ok(())
+    }
+
+    /// The pod called `name`.
+    pub fn pod(&self, name: &str) -> &Pod {
+        &self.pods[name].1
+    }
+
+    /// Writes a service and its slices for every agent to see; replaces an earlier one.
+    pub fn apply(&self, service: &ServiceSpec) -> Result<()> {
+        let text = self.manifest(service);
+        let path = self.manifests.join(format!("{}.yaml", service.name));
+        let fresh = self.manifests.join(format!(".{}.new", service.name));
+        fs::write(&fresh, text).with_context(|| format!("cannot write {}", fresh.display()))?;
+        fs::rename(&fresh, &path).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Removes a service.
+    pub fn delete(&self, name: &str) -> Result<()> {
+        let path = self.manifests.join(format!("{name}.yaml"));
+        fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))
+    }
+
+    /// The manifests directory.
+    pub fn manifests(&self) -> &std::path::Path {
+        &self.manifests
+    }
+
+    fn manifest(&self, service: &ServiceSpec) -> String {
+        let name = &service.name;
+        let [v4, v6] = cluster_ips(service.number);
+        let kind = if service.node_port.is_some() { "NodePort" } else { "ClusterIP" };
+        let mut text = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: lab}}\nspec:\n  \
+             type: {kind}\n  clusterIP: {v4}\n  clusterIPs: [\"{v4}\", \"{v6}\"]\n  \
+             ipFamilies: [IPv4, IPv6]\n  ipFamilyPolicy: RequireDualStack\n{}  ports:\n",
+            service.spec
+        );
+        for protocol in ["TCP", "UDP"] {
+            let lower = protocol.to_lowercase();
+            let _ = write!(text, "  - {{name: {lower}, protocol: {protocol}, port: {SERVICE_PORT}");
+            if let Some(port) = service.node_port {
+                let _ = write!(text, ", nodePort: {port}");
+            }
+            text.push_str("}\n");
+        }
+        for family in ["IPv4", "IPv6"] {
+            let _ = write!(
+                text,
+                "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  \
+                 name: {name}-{}\n  namespace: lab\n  \
+                 labels: {{kubernetes.io/service-name: {name}}}\naddressType: {family}\nports:\n- \
+                 {{name: tcp, protocol: TCP, port: {TARGET_PORT}}}\n- \
+                 {{name: udp, protocol: UDP, port: {TARGET_PORT}}}\nendpoints:\n",
+                family.to_lowercase()
+            );
+            for endpoint in &service.endpoints {
+                let (node, pod) = &self.pods[endpoint];
+                let address: IpAddr =
+                    if family == "IPv4" { pod.v4().into() } else { pod.v6().into() };
+                let _ = writeln!(
+                    text,
+                    "- {{addresses: [\"{address}\"], nodeName: node{node}, \
+                     conditions: {{ready: true}}}}"
+                );
+            }
+        }
+        text
+    }
+
+    /// Starts an agent on every node and waits until each serves everything that was applied.
+    pub fn start_agents(&mut self, flags: &str) -> Result<()> {
+        for number in 0..self.lab.nodes().len() {
+            let agent = self.start_agent(number, flags)?;
+            self.agents.push(agent);
+        }
+        Ok(())
+    }
+
+    /// Starts one agent and waits for its health.
+    pub fn start_agent(&self, node: usize, flags: &str) -> Result<Agent> {
+        let options = AgentOptions::manifests(&self.manifests)
+            .with(&format!("--cluster-cidr {CLUSTER_CIDRS}"))
+            .with(flags);
+        Agent::start(&self.lab, self.lab.node(node), &options)
+    }
+
+    /// The node port sockets of node `number`, IPv4 first.
+    pub fn node_port(&self, number: usize, port: u16) -> [SocketAddr; 2] {
+        self.lab.node_addresses(number).map(|address| (address, port).into())
+    }
+
+    /// Sets the offloads of every device of pods, nodes and client.
+    pub fn offload(&self, setting: Offload) -> Result<()> {
+        for (node, pod) in self.pods.values() {
+            pod.offload(setting)?;
+            self.lab.node(*node).offload(pod.host_device(), setting)?;
+        }
+        for node in self.lab.nodes() {
+            node.offload(lb_lab::topology::UPLINK, setting)?;
+        }
+        lb_lab::offload::set(
+            self.client.place().namespace(),
+            lb_lab::topology::UPLINK,
+            setting,
+        )
+    }
+
+    /// Sum of wrong checksums that any stack of the stage has seen.
+    pub fn checksum_errors(&self) -> Result<i64> {
+        let mut sum = lb_lab::snmp::checksum_errors(self.client.place().namespace())?;
+        for node in self.lab.nodes() {
+            sum += lb_lab::snmp::checksum_errors(node.namespace())?;
+        }
+        for (_, pod) in self.pods.values() {
+            sum += lb_lab::snmp::checksum_errors(pod.namespace())?;
+        }
+        Ok(sum)
+    }
+}
