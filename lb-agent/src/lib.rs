@@ -4,8 +4,8 @@
 //! point the same way: nothing downstream is known upstream.
 
 pub mod app;
-pub mod datapath;
 pub mod cli;
 pub mod config;
+pub mod datapath;
 pub mod model;
 pub mod source;

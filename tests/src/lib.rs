@@ -1,3 +1,4 @@
 //! What the kernel tests and labs of this package share.
 
+pub mod endtoend;
 pub mod stage;

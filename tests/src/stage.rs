@@ -112,7 +112,8 @@ impl Stage {
     /// Adds a pod with a server of its name.
     pub fn add_pod(&mut self, node: usize, name: &str) -> Result<()> {
         let pod = self.lab.node(node).add_pod(name)?;
-        self.servers.push(Server::start(pod.place(), name, TARGET_PORT)?);
+        self.servers
+            .push(Server::start(pod.place(), name, TARGET_PORT)?);
         self.pods.insert(name.to_owned(), (node, pod));
         Ok(())
     }
@@ -124,7 +125,12 @@ impl Stage {
 
     /// Writes a service and its slices for every agent to see; replaces an earlier one.
     pub fn apply(&self, service: &ServiceSpec) -> Result<()> {
-        let text = self.manifest(service);
+        self.apply_to_port(service, TARGET_PORT)
+    }
+
+    /// Like [`Self::apply`], with another port on the pods.
+    pub fn apply_to_port(&self, service: &ServiceSpec, target: u16) -> Result<()> {
+        let text = self.manifest(service, target);
         let path = self.manifests.join(format!("{}.yaml", service.name));
         let fresh = self.manifests.join(format!(".{}.new", service.name));
         fs::write(&fresh, text).with_context(|| format!("cannot write {}", fresh.display()))?;
@@ -142,10 +148,14 @@ impl Stage {
         &self.manifests
     }
 
-    fn manifest(&self, service: &ServiceSpec) -> String {
+    fn manifest(&self, service: &ServiceSpec, target: u16) -> String {
         let name = &service.name;
         let [v4, v6] = cluster_ips(service.number);
-        let kind = if service.node_port.is_some() { "NodePort" } else { "ClusterIP" };
+        let kind = if service.node_port.is_some() {
+            "NodePort"
+        } else {
+            "ClusterIP"
+        };
         let mut text = format!(
             "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: lab}}\nspec:\n  \
              type: {kind}\n  clusterIP: {v4}\n  clusterIPs: [\"{v4}\", \"{v6}\"]\n  \
@@ -154,7 +164,10 @@ impl Stage {
         );
         for protocol in ["TCP", "UDP"] {
             let lower = protocol.to_lowercase();
-            let _ = write!(text, "  - {{name: {lower}, protocol: {protocol}, port: {SERVICE_PORT}");
+            let _ = write!(
+                text,
+                "  - {{name: {lower}, protocol: {protocol}, port: {SERVICE_PORT}"
+            );
             if let Some(port) = service.node_port {
                 let _ = write!(text, ", nodePort: {port}");
             }
@@ -166,14 +179,17 @@ impl Stage {
                 "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  \
                  name: {name}-{}\n  namespace: lab\n  \
                  labels: {{kubernetes.io/service-name: {name}}}\naddressType: {family}\nports:\n- \
-                 {{name: tcp, protocol: TCP, port: {TARGET_PORT}}}\n- \
-                 {{name: udp, protocol: UDP, port: {TARGET_PORT}}}\nendpoints:\n",
+                 {{name: tcp, protocol: TCP, port: {target}}}\n- \
+                 {{name: udp, protocol: UDP, port: {target}}}\nendpoints:\n",
                 family.to_lowercase()
             );
             for endpoint in &service.endpoints {
                 let (node, pod) = &self.pods[endpoint];
-                let address: IpAddr =
-                    if family == "IPv4" { pod.v4().into() } else { pod.v6().into() };
+                let address: IpAddr = if family == "IPv4" {
+                    pod.v4().into()
+                } else {
+                    pod.v6().into()
+                };
                 let _ = writeln!(
                     text,
                     "- {{addresses: [\"{address}\"], nodeName: node{node}, \
@@ -203,7 +219,9 @@ impl Stage {
 
     /// The node port sockets of node `number`, IPv4 first.
     pub fn node_port(&self, number: usize, port: u16) -> [SocketAddr; 2] {
-        self.lab.node_addresses(number).map(|address| (address, port).into())
+        self.lab
+            .node_addresses(number)
+            .map(|address| (address, port).into())
     }
 
     /// Sets the offloads of every device of pods, nodes and client.

@@ -83,6 +83,10 @@ pub struct DesiredFrontend {
 
 /// One endpoint that is in at least one set.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "four independent facts of one endpoint"
+)]
 pub struct DesiredEndpoint {
     /// In the Cluster set (`SERVICE-SEMANTICS` 4).
     pub cluster: bool,
