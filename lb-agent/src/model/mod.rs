@@ -1,5 +1,29 @@
 //! The model: *given these Services, EndpointSlices and this Node, what should be served?*
 //!
 //! Pure functions over plain data. Here may live no I/O, no clock and nothing that knows a table.
+//! `SERVICE-SEMANTICS` is the specification; section numbers in comments are its sections.
+//!
+//! [`State`] takes [`Change`](crate::source::Change)s, converts each object at once into a compact
+//! form and drops the original; [`State::desired`] answers for one service port, in time that
+//! depends on that service alone.
 
+mod address;
+mod claim;
 pub mod desired;
+pub mod endpoint;
+pub mod frontend;
+pub mod node;
+pub mod options;
+pub mod refusal;
+pub mod report;
+mod selection;
+pub mod service;
+mod state;
+pub mod trigger;
+mod view;
+
+#[cfg(test)]
+mod tests;
+
+pub use options::{NodePortAddresses, Options, PodDetection};
+pub use state::{Dirty, State};

@@ -1,0 +1,139 @@
+//! Frontends: which addresses a service port listens on (sections 2 and 5.1).
+
+use super::claim::Claim;
+use super::desired::{DesiredFrontend, Family, FrontendAddress};
+use super::node::NodeFacts;
+use super::options::{NodePortAddresses, Options};
+use super::service::{Port, Service};
+use lb_common::table::FrontendKind;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// What a service port would listen on if nobody else did: each address, port and protocol once,
+/// a ClusterIP before the other kinds.
+pub(super) fn candidates(service: &Service, port: &Port, family: Family) -> Vec<DesiredFrontend> {
+    let mut found: BTreeMap<(FrontendAddress, u16), FrontendKind> = BTreeMap::new();
+    let exact = |kind| move |address| (FrontendAddress::Exact(address), port.number, kind);
+    // Source ranges are not yet served; an address they guard stays closed until they are.
+    let open = !service.is_guarded(family);
+    let node_port = (port.node_port != 0).then_some((
+        FrontendAddress::NodePort(family),
+        port.node_port,
+        FrontendKind::NodePort,
+    ));
+    let all = service
+        .cluster_ip(family)
+        .into_iter()
+        .map(exact(FrontendKind::ClusterIp))
+        .chain(
+            service
+                .external_ips(family)
+                .map(exact(FrontendKind::ExternalIp)),
+        )
+        .chain(
+            service
+                .load_balancer_ips(family)
+                .filter(|_| open)
+                .map(exact(FrontendKind::LoadBalancer)),
+        )
+        .chain(node_port);
+    for (address, port, kind) in all {
+        found.entry((address, port)).or_insert(kind);
+    }
+    found
+        .into_iter()
+        .map(|((address, port), kind)| DesiredFrontend {
+            address,
+            port,
+            kind,
+        })
+        .collect()
+}
+
+/// The claim of a frontend.
+pub(super) fn claim(frontend: &DesiredFrontend, port: &Port) -> Claim {
+    Claim {
+        address: frontend.address,
+        port: frontend.port,
+        protocol: port.protocol,
+    }
+}
+
+/// The answer of `nodePortAddresses` for one family.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct NodePortSelection {
+    /// Every local address is meant, those that appear later included.
+    pub match_all: bool,
+    /// The selected ones among the addresses given, in their order. Loopback may be among them;
+    /// [`serves_node_ports`] has the last word.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Applies `nodePortAddresses` to a node's interface addresses for one family (section 5.1): a list
+/// without an entry of the family, or with a /0 of it, means every local address.
+pub fn select_node_port_addresses(
+    options: &Options,
+    node: &NodeFacts,
+    interface_addresses: &[IpAddr],
+    family: Family,
+) -> NodePortSelection {
+    let of_family = |address: &IpAddr| Family::of(*address) == family;
+    let selects: Box<dyn Fn(&IpAddr) -> bool + '_> = match &options.node_port_addresses {
+        NodePortAddresses::Primary if node.primary(family).is_some() => {
+            Box::new(|address| node.primary(family) == Some(*address))
+        }
+        NodePortAddresses::Ranges(ranges)
+            if ranges.iter().any(|range| of_family(&range.addr()))
+                && !ranges
+                    .iter()
+                    .any(|range| of_family(&range.addr()) && range.prefix_len() == 0) =>
+        {
+            Box::new(|address| ranges.iter().any(|range| range.contains(address)))
+        }
+        _ => {
+            return NodePortSelection {
+                match_all: true,
+                addresses: interface_addresses
+                    .iter()
+                    .copied()
+                    .filter(of_family)
+                    .collect(),
+            };
+        }
+    };
+    NodePortSelection {
+        match_all: false,
+        addresses: interface_addresses
+            .iter()
+            .copied()
+            .filter(|address| of_family(address) && selects(address))
+            .collect(),
+    }
+}
+
+/// True if `nodePortAddresses` covers any IPv4 loopback address: only then may node ports answer on
+/// 127.0.0.0/8, and only then is `route_localnet` needed.
+pub fn covers_ipv4_loopback(addresses: &NodePortAddresses) -> bool {
+    match addresses {
+        NodePortAddresses::All => true,
+        NodePortAddresses::Primary => false,
+        NodePortAddresses::Ranges(ranges) => {
+            ranges.is_empty()
+                || ranges.iter().any(|range| {
+                    range.addr().is_ipv4()
+                        && (range.addr().is_loopback() || range.prefix_len() == 0)
+                })
+        }
+    }
+}
+
+/// True if node ports are served on this address of this node. Loopback is served on IPv4 only and
+/// only with `localhostNodePorts`.
+pub fn serves_node_ports(options: &Options, node: &NodeFacts, address: IpAddr) -> bool {
+    if address.is_loopback() && (address.is_ipv6() || !options.localhost_node_ports) {
+        return false;
+    }
+    !select_node_port_addresses(options, node, &[address], Family::of(address))
+        .addresses
+        .is_empty()
+}

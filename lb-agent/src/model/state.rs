@@ -1,0 +1,461 @@
+//! The known objects, and what each change touches.
+
+use super::claim::{Claimant, Claims};
+use super::desired::{Family, FrontendAddress, ObjectName, ServicePortName};
+use super::endpoint::{self, Interner, Slice};
+use super::frontend;
+use super::node::NodeFacts;
+use super::options::Options;
+use super::refusal::{Feature, Refusal};
+use super::service::{self, Service};
+use super::trigger::{TriggerTimes, trigger_time};
+use crate::source::{Change, Kind, Object};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
+use lb_common::table::FrontendKind;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// The services one change touches: only these need a new [`State::desired`].
+pub type Dirty = BTreeSet<ServicePortName>;
+
+/// Services that name an address.
+type Holders = HashMap<IpAddr, Vec<Arc<ObjectName>>>;
+
+/// Everything known, in compact form, with the indexes that make one change cost no more than the
+/// services it touches.
+///
+/// Before [`is_complete`](Self::is_complete) nothing may be taken for gone; a listing that is begun
+/// again later does not make the state incomplete, the objects known so far stay until its end.
+#[derive(Debug)]
+pub struct State {
+    pub(super) options: Options,
+    pub(super) node: NodeFacts,
+    pub(super) services: BTreeMap<Arc<ObjectName>, Service>,
+    pub(super) slices: HashMap<Arc<ObjectName>, Slice>,
+    /// The slices of each service, in the order of their names.
+    pub(super) slices_of: HashMap<Arc<ObjectName>, BTreeSet<Arc<ObjectName>>>,
+    pub(super) claims: Claims,
+    pub(super) cluster_ips: Holders,
+    pub(super) external_addresses: Holders,
+    /// How many endpoints of all slices have an address.
+    endpoint_addresses: HashMap<IpAddr, u32>,
+    /// ClusterIPs that are also an external address of some service, or an endpoint's. Normally
+    /// empty; kept so that nobody has to look for them.
+    pub(super) suspicious: BTreeSet<IpAddr>,
+    pub(super) refused: BTreeMap<(Kind, Arc<ObjectName>), Box<[Refusal]>>,
+    pub(super) not_served: BTreeMap<Arc<ObjectName>, Box<[Feature]>>,
+    triggers: TriggerTimes,
+    interner: Interner,
+    /// Names seen in a listing that is under way.
+    listings: HashMap<Kind, HashSet<ObjectName>>,
+    complete: HashSet<Kind>,
+}
+
+impl State {
+    /// Knows nothing yet but the operator's choices and the node's name.
+    pub fn new(options: Options, node: NodeFacts) -> Self {
+        Self {
+            options,
+            node,
+            services: BTreeMap::new(),
+            slices: HashMap::new(),
+            slices_of: HashMap::new(),
+            claims: Claims::default(),
+            cluster_ips: HashMap::new(),
+            external_addresses: HashMap::new(),
+            endpoint_addresses: HashMap::new(),
+            suspicious: BTreeSet::new(),
+            refused: BTreeMap::new(),
+            not_served: BTreeMap::new(),
+            triggers: TriggerTimes::default(),
+            interner: Interner::default(),
+            listings: HashMap::new(),
+            complete: HashSet::new(),
+        }
+    }
+
+    /// True once every kind has been listed completely: from then on what is not known is gone.
+    pub fn is_complete(&self) -> bool {
+        Kind::ALL.iter().all(|kind| self.complete.contains(kind))
+    }
+
+    /// This node as known so far.
+    pub fn node(&self) -> &NodeFacts {
+        &self.node
+    }
+
+    /// The operator's choices.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// The Services known, served or to be served.
+    pub fn services(&self) -> impl Iterator<Item = (&ObjectName, &Service)> {
+        self.services
+            .iter()
+            .map(|(name, service)| (name.as_ref(), service))
+    }
+
+    /// Takes one step of a source. Returns the service ports whose [`desired`](Self::desired) may
+    /// be another now, those that no longer exist included.
+    pub fn apply(&mut self, change: Change) -> Dirty {
+        match change {
+            Change::Restart(kind) => {
+                self.listings.insert(kind, HashSet::new());
+                Dirty::new()
+            }
+            Change::Apply(object) => self.apply_object(&object),
+            Change::Delete(kind, name) => {
+                if let Some(listed) = self.listings.get_mut(&kind) {
+                    listed.remove(&name);
+                }
+                self.remove(kind, &name)
+            }
+            Change::Complete(kind) => self.complete_listing(kind),
+        }
+    }
+
+    /// When the changes happened that were applied since the last call, as the slices' annotations
+    /// tell; moments up to `start` are left out.
+    pub fn take_trigger_times(&mut self, start: Timestamp) -> BTreeMap<ObjectName, Vec<Timestamp>> {
+        self.triggers.take(start)
+    }
+
+    fn apply_object(&mut self, object: &Object) -> Dirty {
+        let (kind, name) = match object {
+            Object::Service(service) => (Kind::Service, name_of(&service.metadata)),
+            Object::EndpointSlice(slice) => (Kind::EndpointSlice, name_of(&slice.metadata)),
+            Object::Node(node) => (Kind::Node, name_of(&node.metadata)),
+        };
+        if let Some(listed) = self.listings.get_mut(&kind) {
+            listed.insert(name.clone());
+        }
+        match object {
+            Object::Service(object) => {
+                let allowed = self.options.external_ranges.as_deref();
+                let converted = service::convert(&name, object, allowed);
+                let name = Arc::new(name);
+                self.note_refusals(Kind::Service, &name, converted.refusals);
+                self.put_service(&name, converted.service)
+            }
+            Object::EndpointSlice(object) => {
+                let node = &self.node.name;
+                let converted = endpoint::convert(&name, object, node, &mut self.interner);
+                let name = Arc::new(name);
+                self.note_refusals(Kind::EndpointSlice, &name, converted.refusals);
+                self.put_slice(&name, converted.slice, trigger_time(object))
+            }
+            Object::Node(object) => self.put_node(NodeFacts::from_object(object)),
+        }
+    }
+
+    fn complete_listing(&mut self, kind: Kind) -> Dirty {
+        let listed = self.listings.remove(&kind).unwrap_or_default();
+        let known: Vec<Arc<ObjectName>> = match kind {
+            Kind::Service => self.services.keys().cloned().collect(),
+            Kind::EndpointSlice => self.slices.keys().cloned().collect(),
+            Kind::Node => Vec::new(),
+        };
+        let refused = self.refused.keys();
+        let refused = refused.filter(|(of, _)| *of == kind).map(|(_, name)| name);
+        let gone: BTreeSet<Arc<ObjectName>> = known
+            .iter()
+            .chain(refused)
+            .filter(|name| !listed.contains(name.as_ref()))
+            .cloned()
+            .collect();
+        let mut dirty = Dirty::new();
+        for name in gone {
+            dirty.append(&mut self.remove(kind, &name));
+        }
+        self.interner.shrink();
+        self.complete.insert(kind);
+        dirty
+    }
+
+    fn remove(&mut self, kind: Kind, name: &ObjectName) -> Dirty {
+        let name = Arc::new(name.clone());
+        self.note_refusals(kind, &name, Vec::new());
+        match kind {
+            Kind::Service => self.put_service(&name, None),
+            Kind::EndpointSlice => self.put_slice(&name, None, None),
+            // A deleted Node object changes nothing on the machine (section 13).
+            Kind::Node => Dirty::new(),
+        }
+    }
+
+    fn note_refusals(&mut self, kind: Kind, name: &Arc<ObjectName>, refusals: Vec<Refusal>) {
+        let key = (kind, Arc::clone(name));
+        if refusals.is_empty() {
+            self.refused.remove(&key);
+        } else {
+            self.refused.insert(key, refusals.into());
+        }
+    }
+
+    fn put_node(&mut self, facts: NodeFacts) -> Dirty {
+        if facts.name != self.node.name {
+            return Dirty::new();
+        }
+        let same_zone = facts.zone == self.node.zone;
+        self.node = facts;
+        if same_zone {
+            return Dirty::new();
+        }
+        let mut dirty = Dirty::new();
+        for (name, service) in &self.services {
+            add_names(&mut dirty, name, service, None);
+        }
+        dirty
+    }
+
+    fn put_service(&mut self, name: &Arc<ObjectName>, new: Option<Service>) -> Dirty {
+        if self.services.get(name) == new.as_ref() {
+            return Dirty::new();
+        }
+        let mut touched = BTreeSet::from([Arc::clone(name)]);
+        let mut dirty = Dirty::new();
+        if let Some(old) = self.services.remove(name) {
+            add_names(&mut dirty, name, &old, None);
+            self.unindex_service(name, &old, &mut touched);
+        }
+        self.not_served.remove(name);
+        if let Some(new) = new {
+            self.index_service(name, &new, &mut touched);
+            let lacking: Box<[Feature]> = new.not_served().collect();
+            if !lacking.is_empty() {
+                self.not_served.insert(Arc::clone(name), lacking);
+            }
+            self.services.insert(Arc::clone(name), new);
+        }
+        for name in touched {
+            if let Some(service) = self.services.get(&name) {
+                add_names(&mut dirty, &name, service, None);
+            }
+        }
+        dirty
+    }
+
+    fn index_service(
+        &mut self,
+        name: &Arc<ObjectName>,
+        service: &Service,
+        touched: &mut BTreeSet<Arc<ObjectName>>,
+    ) {
+        for (claim, claimant) in claims_of(name, service) {
+            touched.extend(self.claims.add(claim, claimant));
+        }
+        for address in external_addresses(service) {
+            hold(&mut self.external_addresses, address, name);
+        }
+        for address in &service.cluster_ips {
+            hold(&mut self.cluster_ips, *address, name);
+            self.touch_users_of(*address, touched);
+        }
+        self.judge(external_addresses(service).chain(service.cluster_ips.iter().copied()));
+    }
+
+    fn unindex_service(
+        &mut self,
+        name: &Arc<ObjectName>,
+        service: &Service,
+        touched: &mut BTreeSet<Arc<ObjectName>>,
+    ) {
+        for (claim, claimant) in claims_of(name, service) {
+            touched.extend(self.claims.remove(claim, &claimant));
+        }
+        for address in external_addresses(service) {
+            forget(&mut self.external_addresses, address, name);
+        }
+        for address in &service.cluster_ips {
+            forget(&mut self.cluster_ips, *address, name);
+            self.touch_users_of(*address, touched);
+        }
+        self.judge(external_addresses(service).chain(service.cluster_ips.iter().copied()));
+    }
+
+    /// A ClusterIP came or went: services that use the address otherwise are touched.
+    fn touch_users_of(&self, address: IpAddr, touched: &mut BTreeSet<Arc<ObjectName>>) {
+        if let Some(holders) = self.external_addresses.get(&address) {
+            touched.extend(holders.iter().cloned());
+        }
+        if self.endpoint_addresses.contains_key(&address) {
+            let uses = |slice: &&Slice| slice.endpoints.iter().any(|e| e.address == address);
+            touched.extend(
+                self.slices
+                    .values()
+                    .filter(uses)
+                    .map(|s| Arc::clone(&s.service)),
+            );
+        }
+    }
+
+    /// Decides anew for each address whether it is [`suspicious`](Self::suspicious).
+    fn judge(&mut self, addresses: impl Iterator<Item = IpAddr>) {
+        for address in addresses {
+            let used = self.external_addresses.contains_key(&address)
+                || self.endpoint_addresses.contains_key(&address);
+            if used && self.cluster_ips.contains_key(&address) {
+                self.suspicious.insert(address);
+            } else {
+                self.suspicious.remove(&address);
+            }
+        }
+    }
+
+    fn put_slice(
+        &mut self,
+        name: &Arc<ObjectName>,
+        new: Option<Slice>,
+        at: Option<Timestamp>,
+    ) -> Dirty {
+        if self.slices.get(name) == new.as_ref() {
+            return Dirty::new();
+        }
+        let mut dirty = Dirty::new();
+        // The old owner is dirty too, also when the slice moved to another service.
+        if let Some(old) = self.slices.remove(name) {
+            self.add_slice_names(&mut dirty, &old);
+            self.unindex_slice(name, &old);
+            if new.as_ref().is_none_or(|new| new.service != old.service) {
+                self.triggers.removed(&old.service);
+            }
+        }
+        if let Some(new) = new {
+            self.add_slice_names(&mut dirty, &new);
+            self.triggers.changed(&new.service, at);
+            self.index_slice(name, &new);
+            self.slices.insert(Arc::clone(name), new);
+        }
+        dirty
+    }
+
+    fn add_slice_names(&self, dirty: &mut Dirty, slice: &Slice) {
+        if let Some((name, service)) = self.services.get_key_value(&slice.service) {
+            add_names(dirty, name, service, Some(slice.family));
+        }
+    }
+
+    fn index_slice(&mut self, name: &Arc<ObjectName>, slice: &Slice) {
+        let slices = self.slices_of.entry(Arc::clone(&slice.service));
+        slices.or_default().insert(Arc::clone(name));
+        for endpoint in &slice.endpoints {
+            let count = self.endpoint_addresses.entry(endpoint.address).or_insert(0);
+            *count += 1;
+            if *count == 1 {
+                self.judge(std::iter::once(endpoint.address));
+            }
+        }
+    }
+
+    fn unindex_slice(&mut self, name: &Arc<ObjectName>, slice: &Slice) {
+        if let Some(slices) = self.slices_of.get_mut(&slice.service) {
+            slices.remove(name);
+            if slices.is_empty() {
+                self.slices_of.remove(&slice.service);
+            }
+        }
+        for endpoint in &slice.endpoints {
+            if let Some(count) = self.endpoint_addresses.get_mut(&endpoint.address) {
+                *count -= 1;
+                if *count == 0 {
+                    self.endpoint_addresses.remove(&endpoint.address);
+                    self.judge(std::iter::once(endpoint.address));
+                }
+            }
+        }
+    }
+}
+
+fn name_of(metadata: &ObjectMeta) -> ObjectName {
+    ObjectName {
+        namespace: metadata.namespace.clone().unwrap_or_default(),
+        name: metadata.name.clone().unwrap_or_default(),
+    }
+}
+
+fn external_addresses(service: &Service) -> impl Iterator<Item = IpAddr> + '_ {
+    let balancers = service.load_balancer_ips.iter();
+    let externals = service.external_ips.iter();
+    externals
+        .chain(balancers.filter(|address| !service.external_ips.contains(address)))
+        .copied()
+}
+
+/// Keeps the names sorted, so that answers do not depend on the order of arrival.
+fn hold(holders: &mut Holders, address: IpAddr, name: &Arc<ObjectName>) {
+    let names = holders.entry(address).or_default();
+    if let Err(place) = names.binary_search(name) {
+        names.insert(place, Arc::clone(name));
+    }
+}
+
+fn forget(holders: &mut Holders, address: IpAddr, name: &Arc<ObjectName>) {
+    if let Some(names) = holders.get_mut(&address) {
+        names.retain(|other| other != name);
+        if names.is_empty() {
+            holders.remove(&address);
+        }
+    }
+}
+
+/// The service ports of a service, of one family or of all.
+pub(super) fn add_names(
+    names: &mut Dirty,
+    name: &ObjectName,
+    service: &Service,
+    family: Option<Family>,
+) {
+    for of in service
+        .families()
+        .filter(|of| family.is_none_or(|f| f == *of))
+    {
+        names.extend(service.ports.iter().map(|port| ServicePortName {
+            service: name.clone(),
+            port: port.name.to_string(),
+            protocol: port.protocol,
+            family: of,
+        }));
+    }
+}
+
+/// Everything a service would listen on.
+fn claims_of(name: &Arc<ObjectName>, service: &Service) -> Vec<(super::claim::Claim, Claimant)> {
+    let mut claims = Vec::new();
+    for family in service.families() {
+        for (index, port) in (0_u16..).zip(&service.ports) {
+            for one in frontend::candidates(service, port, family) {
+                claims.push((
+                    frontend::claim(&one, port),
+                    claimant(name, service, index, &one.kind),
+                ));
+            }
+        }
+    }
+    claims
+}
+
+/// The claimant of one frontend of a service.
+pub(super) fn claimant(
+    name: &Arc<ObjectName>,
+    service: &Service,
+    port: u16,
+    kind: &FrontendKind,
+) -> Claimant {
+    Claimant {
+        external: *kind != FrontendKind::ClusterIp,
+        created: service.created,
+        service: Arc::clone(name),
+        port,
+    }
+}
+
+/// The address of a frontend, if it has one of its own.
+pub(super) fn exact(address: FrontendAddress) -> Option<IpAddr> {
+    match address {
+        FrontendAddress::Exact(address) => Some(address),
+        FrontendAddress::NodePort(_) => None,
+    }
+}

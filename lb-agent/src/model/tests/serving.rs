@@ -1,0 +1,234 @@
+//! What a well-formed service gets.
+
+use super::super::desired::{Family, ServicePortName};
+use super::super::refusal::Feature;
+use super::super::report::NoLocalEndpoints;
+use super::*;
+use lb_common::table::EmptyAction;
+
+const LB: &str = "198.51.100.7";
+
+fn load_balancer(extra: Value) -> Change {
+    let mut spec = json!({"type": "LoadBalancer", "clusterIP": "10.96.0.1",
+        "externalIPs": ["192.0.2.1"],
+        "ports": [{"name": "http", "port": 80, "nodePort": 30080}]});
+    for (key, value) in extra.as_object().expect("an object") {
+        spec[key] = value.clone();
+    }
+    service_object(
+        json!({"metadata": {"namespace": "ns", "name": "web"}, "spec": spec,
+        "status": {"loadBalancer": {"ingress": [
+            {"ip": LB}, {"hostname": "lb.example"}, {"ip": "198.51.100.8", "ipMode": "Proxy"},
+        ]}}}),
+    )
+}
+
+#[test]
+fn every_address_of_a_service_port_is_a_frontend() {
+    let mut state = state();
+    let dirty = state.apply(load_balancer(json!({})));
+    assert!(dirty.contains(&http("web")));
+    assert_eq!(
+        frontends(&state, "web"),
+        [
+            "ClusterIp 10.96.0.1:80",
+            "ExternalIp 192.0.2.1:80",
+            "LoadBalancer 198.51.100.7:80",
+            "NodePort 30080"
+        ]
+    );
+}
+
+#[test]
+fn services_of_somebody_else_are_not_served() {
+    for (why, spec, labels) in [
+        ("headless", json!({"clusterIP": "None"}), json!({})),
+        ("no address yet", json!({"clusterIP": ""}), json!({})),
+        (
+            "ExternalName",
+            json!({"type": "ExternalName", "clusterIP": "10.96.0.1"}),
+            json!({}),
+        ),
+        (
+            "another proxy",
+            json!({"clusterIP": "10.96.0.1"}),
+            json!({"service.kubernetes.io/service-proxy-name": ""}),
+        ),
+    ] {
+        let mut state = state();
+        state.apply(service("web", json!({"clusterIP": "10.96.0.1"})));
+        let metadata = json!({"namespace": "ns", "name": "web", "labels": labels});
+        let dirty = state.apply(service_object(json!({"metadata": metadata, "spec": spec})));
+        assert!(
+            dirty.contains(&http("web")),
+            "{why}: turning into it removes the service"
+        );
+        assert_eq!(state.desired(&http("web")), None, "{why}");
+    }
+}
+
+#[test]
+fn a_family_without_a_cluster_ip_is_not_served_at_all() {
+    let mut state = state();
+    state.apply(service(
+        "web",
+        json!({"clusterIP": "10.96.0.1", "externalIPs": ["2001:db8::1", "192.0.2.1"]}),
+    ));
+    let v6 = ServicePortName {
+        family: Family::V6,
+        ..http("web")
+    };
+    assert_eq!(state.desired(&v6), None);
+    assert_eq!(
+        frontends(&state, "web"),
+        ["ClusterIp 10.96.0.1:80", "ExternalIp 192.0.2.1:80"]
+    );
+}
+
+#[test]
+fn terminating_endpoints_serve_only_while_nobody_is_ready() {
+    let mut state = state();
+    state.apply(load_balancer(json!({"externalTrafficPolicy": "Local"})));
+    state.apply(slice(
+        "s",
+        "web",
+        json!([
+            ready("10.0.0.1", "there"),
+            terminating("10.0.0.2", "here"),
+            terminating("10.0.0.3", "there")
+        ]),
+    ));
+    // The fallbacks of the two sets are independent.
+    assert_eq!(
+        sets(&state, "web"),
+        (vec!["10.0.0.1:8080".into()], vec!["10.0.0.2:8080".into()])
+    );
+    state.apply(slice(
+        "s",
+        "web",
+        json!([
+            terminating("10.0.0.2", "here"),
+            terminating("10.0.0.3", "there")
+        ]),
+    ));
+    assert_eq!(
+        sets(&state, "web").0,
+        ["10.0.0.2:8080", "10.0.0.3:8080"].map(String::from)
+    );
+    assert!(
+        desired(&state, "web")
+            .endpoints
+            .values()
+            .all(|endpoint| endpoint.draining)
+    );
+}
+
+#[test]
+fn an_empty_local_set_is_silent_only_while_somebody_serves_elsewhere() {
+    let mut state = state();
+    state.apply(load_balancer(json!({"externalTrafficPolicy": "Local"})));
+    assert_eq!(desired(&state, "web").local_empty, EmptyAction::Reject);
+    assert_eq!(
+        state.no_local_endpoints(Family::V4),
+        NoLocalEndpoints::default()
+    );
+    state.apply(slice("s", "web", json!([ready("10.0.0.1", "there")])));
+    assert_eq!(desired(&state, "web").local_empty, EmptyAction::Drop);
+    assert_eq!(desired(&state, "web").cluster_empty, EmptyAction::Reject);
+    assert_eq!(
+        state.no_local_endpoints(Family::V4),
+        NoLocalEndpoints {
+            internal: 0,
+            external: 1
+        }
+    );
+}
+
+#[test]
+fn zone_hints_count_when_every_ready_endpoint_has_one() {
+    let hinted = |address: &str, zone: &str| {
+        let mut endpoint = ready(address, "there");
+        endpoint["hints"] = json!({"forZones": [{"name": zone}]});
+        endpoint
+    };
+    let mut state = state();
+    state.apply(service("web", json!({"clusterIP": "10.96.0.1"})));
+    let both = json!([hinted("10.0.0.1", "a"), hinted("10.0.0.2", "b")]);
+    state.apply(slice("s", "web", both));
+    assert_eq!(sets(&state, "web").0, ["10.0.0.1:8080"].map(String::from));
+    let dirty = state.apply(node("b"));
+    assert!(
+        dirty.contains(&http("web")),
+        "a new zone touches every service"
+    );
+    assert_eq!(sets(&state, "web").0, ["10.0.0.2:8080"].map(String::from));
+    let one_bare = json!([hinted("10.0.0.1", "a"), ready("10.0.0.2", "there")]);
+    state.apply(slice("s", "web", one_bare));
+    assert_eq!(sets(&state, "web").0.len(), 2);
+}
+
+#[test]
+fn a_slice_that_moves_to_another_service_leaves_the_old_one() {
+    let mut state = state();
+    state.apply(service("old", json!({"clusterIP": "10.96.0.1"})));
+    state.apply(service("new", json!({"clusterIP": "10.96.0.2"})));
+    let endpoints = json!([ready("10.0.0.1", "there")]);
+    state.apply(slice("s", "old", endpoints.clone()));
+    let dirty = state.apply(slice("s", "new", endpoints));
+    assert_eq!(dirty, [http("old"), http("new")].into());
+    assert!(sets(&state, "old").0.is_empty());
+    assert_eq!(sets(&state, "new").0.len(), 1);
+}
+
+#[test]
+fn a_change_that_changes_nothing_touches_nothing() {
+    let mut state = state();
+    let web = || service("web", json!({"clusterIP": "10.96.0.1"}));
+    state.apply(web());
+    assert!(state.apply(web()).is_empty());
+    let annotated = json!({"metadata": {"namespace": "ns", "name": "web",
+        "annotations": {"a": "b"}}, "spec": {"clusterIP": "10.96.0.1", "selector": {"app": "x"}}});
+    assert!(state.apply(service_object(annotated)).is_empty());
+    let endpoints = json!([ready("10.0.0.1", "there")]);
+    state.apply(slice("s", "web", endpoints.clone()));
+    assert!(state.apply(slice("s", "web", endpoints)).is_empty());
+}
+
+#[test]
+fn only_the_touched_service_is_dirty() {
+    let mut state = state();
+    state.apply(service("one", json!({"clusterIP": "10.96.0.1"})));
+    state.apply(service("two", json!({"clusterIP": "10.96.0.2"})));
+    let dirty = state.apply(slice("s", "two", json!([ready("10.0.0.1", "there")])));
+    assert_eq!(dirty, [http("two")].into());
+}
+
+#[test]
+fn what_is_not_served_says_so_once() {
+    let mut state = state();
+    state.apply(load_balancer(json!({
+        "externalTrafficPolicy": "Local",
+        "healthCheckNodePort": 32000,
+        "loadBalancerSourceRanges": ["203.0.113.0/24"],
+        "ports": [
+            {"name": "http", "port": 80},
+            {"name": "a", "port": 81, "protocol": "SCTP"},
+            {"name": "b", "port": 82, "protocol": "SCTP"},
+        ],
+    })));
+    let features: Vec<Feature> = state.not_served().iter().map(|one| one.feature).collect();
+    assert_eq!(
+        features,
+        [
+            Feature::Sctp,
+            Feature::SourceRanges,
+            Feature::HealthCheckNodePort
+        ]
+    );
+    assert!(
+        !frontends(&state, "web").iter().any(|one| one.contains(LB)),
+        "an address that was meant to be guarded is not opened to everybody"
+    );
+    state.apply(load_balancer(json!({})));
+    assert!(state.not_served().is_empty());
+}
