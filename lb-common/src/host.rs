@@ -74,6 +74,27 @@ pub struct HostTables {
     pub reasons: RefCell<[u64; Reason::COUNT as usize]>,
 }
 
+impl HostTables {
+    /// Empty tables: nothing is served.
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            bits: AddressBits::EMPTY,
+            frontends: HashMap::default(),
+            services: Vec::default(),
+            slots: Vec::default(),
+            backends: Vec::default(),
+            local: HashMap::default(),
+            affinity: RefCell::default(),
+            snat: HashMap::default(),
+            snat_pool: Vec::default(),
+            fragments: RefCell::default(),
+            counters: RefCell::default(),
+            reasons: RefCell::default(),
+        }
+    }
+}
+
 impl Tables for HostTables {
     fn config(&self) -> Option<&Config> {
         Some(&self.config)

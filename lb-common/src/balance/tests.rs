@@ -5,7 +5,6 @@ use crate::addr::{Port, Prefix};
 use crate::hash::HashKeys;
 use crate::host::{HostEnv, HostTables};
 use crate::table::{AddressBits, BackendState, EmptyAction, FrontendKind, LocalAddress, Slot};
-use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 
 const SERVICE: ServiceId = ServiceId(7);
@@ -86,9 +85,6 @@ impl World {
             pods_v6: Prefix::NONE,
         };
         let tables = HostTables {
-            config,
-            bits: AddressBits::EMPTY,
-            frontends: HashMap::new(),
             services,
             slots,
             backends,
@@ -98,8 +94,7 @@ impl World {
                     flags: LocalAddress::NODE_PORTS,
                 },
             )]),
-            affinity: RefCell::default(),
-            reasons: RefCell::new([0; crate::verdict::Reason::COUNT as usize]),
+            ..HostTables::new(config)
         };
         Self {
             tables,

@@ -12,6 +12,24 @@
 //! egress   backend → client           by_backend    un-DNAT: source := frontend
 //! ```
 
+mod place;
+mod record;
+mod table;
+
+#[cfg(any(test, feature = "host"))]
+mod memory;
+#[cfg(any(test, feature = "host"))]
+mod scan;
+#[cfg(test)]
+mod tests;
+
+#[cfg(any(test, feature = "host"))]
+pub use memory::HostBuckets;
+pub use record::{Control, GROUP, Kind, Record, WORDS};
+#[cfg(any(test, feature = "host"))]
+pub use scan::{Census, Entry, read};
+pub use table::{Buckets, FlowTable};
+
 use crate::addr::{Addr, BackendId, Endpoint, Port, Protocol, Tick};
 
 /// Bits of [`Flow::state`].
@@ -35,6 +53,7 @@ impl FlowState {
 }
 
 /// Index into the `lb_snat_pool` table, which holds the addresses flows are SNATed to. Zero: none.
+/// A record keeps the lower 16 bits; the pool has 256 entries.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct SnatAddressIndex(pub u32);
 
@@ -97,7 +116,8 @@ pub enum Refused {
 /// The flow table. Lookups return copies that were consistent when made; every change names the
 /// handle it was decided on and does nothing if the record has changed hands since.
 pub trait Flows {
-    /// The flow of a request as it arrives: `client` → `frontend`.
+    /// The flow of a request as it arrives: `client` → `frontend`. Lookups also return flows whose
+    /// time is over but whose place nobody needed yet: see [`Lifetime::is_expired`].
     fn by_frontend(
         &self,
         client: &Endpoint,
@@ -114,7 +134,8 @@ pub trait Flows {
     fn by_alias(&self, snat: &Endpoint, backend: &Endpoint, protocol: Protocol) -> Option<Flow>;
 
     /// Inserts a flow, or returns the one that is there under the same client and frontend: of two
-    /// packets that race, the second takes the first one's result.
+    /// packets that race, the second takes the first one's result. One whose time is over is
+    /// replaced.
     ///
     /// # Errors
     /// [`Refused::Full`] or [`Refused::Busy`].

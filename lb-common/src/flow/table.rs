@@ -1,0 +1,299 @@
+//! The flow table: one algorithm for kernel and host, over any memory that offers word loads,
+//! stores and compare-and-swap ([`Buckets`]).
+//!
+//! A record's *home* is the bucket that the hash of its client's end names. It lies there or, if
+//! that was taken, in another bucket of the home's group, which a bit of the home's word then names:
+//! a lookup reads one cache line, seldom a second.
+//!
+//! 1. A record's words change only while its bucket is BUSY; only who made it BUSY by
+//!    compare-and-swap writes them, and that swap raised the version. Two exceptions, both swaps that
+//!    carry the version: state and time (word 0), and the SNAT end, once (word 7).
+//! 2. A record is inserted only under its home's lock, after a second look: it is never there twice.
+//! 3. A record outside its home is named by a bit of its home, written before the lock is released.
+//!    Bits are dropped only under the lock: only its holder can make one needed.
+//! 4. Nobody spins: who does not get a lock within a bounded number of tries gives up. A virtual
+//!    CPU may have been stopped while it held the lock.
+//!
+//! Readers copy and then look at the version again: what they return was there at one moment.
+
+use super::record::{CLIENT, CONTROL, Control, ENDS, FRONTEND, HOME, Kind, MEMBERS, Record, TAIL};
+use super::{Flow, FlowHandle, Flows, GROUP, NewFlow, Refused, SnatAddressIndex};
+use crate::addr::{BackendId, Endpoint, Protocol, Tick};
+use crate::env::Tables;
+
+/// The memory of the flow table, by buckets of [`WORDS`](super::WORDS) words.
+pub trait Buckets {
+    /// A bucket within bounds.
+    type Bucket: Copy;
+    /// The bucket at `index`, if there is one.
+    fn bucket(&self, index: u32) -> Option<Self::Bucket>;
+    /// One untorn, uncached load, in program order.
+    fn load(&self, bucket: Self::Bucket, word: usize) -> u64;
+    /// One untorn store, in program order.
+    fn store(&self, bucket: Self::Bucket, word: usize, value: u64);
+    /// Stores `new` if the word is `expected`, with a full barrier; true if it did.
+    fn swap_if(&self, bucket: Self::Bucket, word: usize, expected: u64, new: u64) -> bool;
+}
+
+/// The table, over its memory and the tables that name hash keys and backends.
+#[derive(Debug)]
+pub struct FlowTable<'a, B, T> {
+    pub(super) buckets: &'a B,
+    pub(super) tables: &'a T,
+}
+
+/// What the other end of a wanted record is compared with.
+#[derive(Clone, Copy)]
+enum Other<'a> {
+    /// The end in the record itself.
+    Written(&'a Endpoint),
+    /// The backend's end, which the backend table knows.
+    Backend(&'a Endpoint),
+}
+
+impl<'a, B: Buckets, T: Tables> FlowTable<'a, B, T> {
+    /// The table over this memory.
+    #[inline(always)]
+    pub const fn new(buckets: &'a B, tables: &'a T) -> Self {
+        Self { buckets, tables }
+    }
+
+    /// The home of a client's end.
+    #[inline(always)]
+    pub(super) fn home(&self, client: &Endpoint, protocol: Protocol) -> Option<u32> {
+        let config = self.tables.config()?;
+        let hash = config.hash_keys.hash(&client.addr, client.port, protocol);
+        Some((hash >> 32) as u32 & config.flow_mask)
+    }
+
+    /// The record of `kind` between `client` and the other end.
+    #[inline(always)]
+    fn find(
+        &self,
+        kind: Kind,
+        client: &Endpoint,
+        other: Other<'_>,
+        protocol: Protocol,
+    ) -> Option<Record> {
+        let home = self.home(client, protocol)?;
+        if let Some(record) = self.probe(home, kind, client, other, protocol) {
+            return Some(record);
+        }
+        let bucket = self.buckets.bucket(home)?;
+        let mut members = (self.buckets.load(bucket, HOME) & MEMBERS) >> 1;
+        let mut distance = 1;
+        while members != 0 && distance < GROUP {
+            if members & 1 != 0
+                && let Some(record) = self.probe(home ^ distance, kind, client, other, protocol)
+            {
+                return Some(record);
+            }
+            members >>= 1;
+            distance += 1;
+        }
+        None
+    }
+
+    /// The alias from {`snat`, `backend`}, wherever it leads.
+    #[inline(always)]
+    pub(super) fn find_alias(
+        &self,
+        snat: &Endpoint,
+        backend: &Endpoint,
+        protocol: Protocol,
+    ) -> Option<Record> {
+        self.find(Kind::ALIAS, snat, Other::Written(backend), protocol)
+    }
+
+    /// A consistent copy of the bucket if it holds the wanted record.
+    #[inline(always)]
+    fn probe(
+        &self,
+        index: u32,
+        kind: Kind,
+        client: &Endpoint,
+        other: Other<'_>,
+        protocol: Protocol,
+    ) -> Option<Record> {
+        let bucket = self.buckets.bucket(index)?;
+        let load = |word| self.buckets.load(bucket, word);
+        let before = Control(load(CONTROL));
+        let (client_0, client_1) = (load(CLIENT), load(CLIENT + 1));
+        let mut record = Record {
+            words: [0, index as u64, client_0, client_1, 0, 0, load(ENDS), 0],
+        };
+        if before.kind() != kind || record.client() != *client {
+            return None;
+        }
+        record.words[TAIL] = load(TAIL);
+        record.words[FRONTEND] = load(FRONTEND);
+        record.words[FRONTEND + 1] = load(FRONTEND + 1);
+        let matches = match other {
+            Other::Written(end) => record.frontend() == *end,
+            Other::Backend(end) => self.is_backend(record.backend(), end),
+        };
+        if !matches || record.protocol() != protocol {
+            return None;
+        }
+        let after = Control(load(CONTROL));
+        record.words[CONTROL] = after.0;
+        after.is_same_record(before).then_some(record)
+    }
+
+    /// True if the backend has this end.
+    #[inline(always)]
+    pub(super) fn is_backend(&self, id: BackendId, end: &Endpoint) -> bool {
+        self.tables
+            .backend(id)
+            .is_some_and(|backend| backend.addr == end.addr && backend.port == end.port)
+    }
+
+    /// A copy of the bucket, whatever it holds. If it changed hands meanwhile, it reads as BUSY.
+    #[inline(always)]
+    pub(super) fn read(&self, index: u32) -> Option<Record> {
+        let bucket = self.buckets.bucket(index)?;
+        let load = |word| self.buckets.load(bucket, word);
+        let mut record = Record {
+            words: [
+                load(CONTROL),
+                index as u64,
+                load(CLIENT),
+                load(CLIENT + 1),
+                load(FRONTEND),
+                load(FRONTEND + 1),
+                load(ENDS),
+                load(TAIL),
+            ],
+        };
+        let after = Control(load(CONTROL));
+        if after.is_same_record(record.control()) {
+            record.words[CONTROL] = after.0;
+        } else {
+            record.words[CONTROL] = Control::new(Kind::BUSY, 0, 0, Tick(0)).0;
+        }
+        Some(record)
+    }
+
+    /// The record of a flow, if it still is the same.
+    #[inline(always)]
+    pub(super) fn flow_at(&self, handle: FlowHandle) -> Option<Record> {
+        let record = self.read(handle.bucket)?;
+        let control = record.control();
+        (control.kind() == Kind::LIVE && control.version() == handle.version).then_some(record)
+    }
+
+    /// [`Flows::by_frontend`], as a record.
+    #[inline(always)]
+    pub fn find_by_frontend(
+        &self,
+        client: &Endpoint,
+        frontend: &Endpoint,
+        protocol: Protocol,
+    ) -> Option<Record> {
+        self.find(Kind::LIVE, client, Other::Written(frontend), protocol)
+    }
+
+    /// [`Flows::by_backend`], as a record.
+    #[inline(always)]
+    pub fn find_by_backend(
+        &self,
+        client: &Endpoint,
+        backend: &Endpoint,
+        protocol: Protocol,
+    ) -> Option<Record> {
+        self.find(Kind::LIVE, client, Other::Backend(backend), protocol)
+    }
+
+    /// [`Flows::by_alias`], as a record.
+    #[inline(always)]
+    pub fn find_by_alias(
+        &self,
+        snat: &Endpoint,
+        backend: &Endpoint,
+        protocol: Protocol,
+    ) -> Option<Record> {
+        let alias = self.find_alias(snat, backend, protocol)?;
+        let record = self.flow_at(alias.primary())?;
+        // An alias that lost the race for its flow may be left for a moment.
+        (record.snat_port() == snat.port).then_some(record)
+    }
+}
+
+impl<B: Buckets, T: Tables> Flows for FlowTable<'_, B, T> {
+    #[inline(always)]
+    fn by_frontend(
+        &self,
+        client: &Endpoint,
+        frontend: &Endpoint,
+        protocol: Protocol,
+    ) -> Option<Flow> {
+        let record = self.find_by_frontend(client, frontend, protocol)?;
+        Some(record.flow())
+    }
+
+    #[inline(always)]
+    fn by_backend(
+        &self,
+        client: &Endpoint,
+        backend: &Endpoint,
+        protocol: Protocol,
+    ) -> Option<Flow> {
+        let record = self.find_by_backend(client, backend, protocol)?;
+        Some(record.flow())
+    }
+
+    #[inline(always)]
+    fn by_alias(&self, snat: &Endpoint, backend: &Endpoint, protocol: Protocol) -> Option<Flow> {
+        let record = self.find_by_alias(snat, backend, protocol)?;
+        Some(record.flow())
+    }
+
+    #[inline(always)]
+    fn insert(&self, flow: &NewFlow, now: Tick) -> Result<Flow, Refused> {
+        let record = Record::of_flow(&flow.client, &flow.frontend, flow.protocol, flow.backend);
+        Ok(self.insert_flow(&record, flow.state, now)?.flow())
+    }
+
+    #[inline(always)]
+    fn attach_snat(
+        &self,
+        flow: &Flow,
+        snat: &Endpoint,
+        address: SnatAddressIndex,
+        backend: &Endpoint,
+        protocol: Protocol,
+        now: Tick,
+    ) -> Result<Flow, Refused> {
+        let alias = Record::of_alias(snat, backend, protocol, flow.handle);
+        Ok(self.attach(&alias, address, now)?.flow())
+    }
+
+    #[inline(always)]
+    fn note(&self, flow: &Flow, state: u16, now: Tick) {
+        /// How often a packet of the same flow on another CPU may be quicker.
+        const TRIES: u32 = 4;
+        if flow.seen == now && flow.state & state == state {
+            return;
+        }
+        let Some(bucket) = self.buckets.bucket(flow.handle.bucket) else {
+            return;
+        };
+        let mut tries = 0;
+        while tries < TRIES {
+            tries += 1;
+            let control = Control(self.buckets.load(bucket, CONTROL));
+            if control.kind() != Kind::LIVE || control.version() != flow.handle.version {
+                return;
+            }
+            let new = Control::new(Kind::LIVE, control.state() | state, control.version(), now);
+            if new == control || self.buckets.swap_if(bucket, CONTROL, control.0, new.0) {
+                return;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn remove(&self, flow: &Flow) {
+        self.release(flow.handle);
+    }
+}
