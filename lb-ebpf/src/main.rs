@@ -2,8 +2,13 @@
 
 #![no_std]
 #![no_main]
+#![cfg_attr(feature = "atomics", feature(asm_experimental_arch))]
 
+#[cfg(feature = "atomics")]
+mod atomic;
 mod env;
+#[cfg(feature = "atomics")]
+mod flows;
 mod maps;
 
 #[cfg(not(test))]
