@@ -8,4 +8,5 @@ pub mod cli;
 pub mod config;
 pub mod datapath;
 pub mod model;
+pub mod plan;
 pub mod source;

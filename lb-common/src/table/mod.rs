@@ -24,16 +24,20 @@
 //! | `lb_svc_count` | per-CPU array | service id → [`ServiceCounters`] | programs |
 //! | `lb_bck_count` | per-CPU array | backend id → [`BackendCounters`] | programs |
 //! | `lb_reasons` | per-CPU array | [`Reason`](crate::verdict::Reason) → `u64` | programs |
+//! | `lb_names` | hash | service id → [`ServiceName`]; created by the agent, unknown to the programs | agent |
 //! | `lb_grace` | array of maps, 1 | 0 → any; its update waits for running programs | agent |
 
 mod config;
 mod count;
+mod name_record;
+
 mod service;
 mod socket;
 mod transit;
 
 pub use config::{AddressBits, Config, ConfigFlags, LocalAddress, SnatAddresses, SocketMode};
 pub use count::{BackendCounters, ServiceCounters};
+pub use name_record::{NAME_TEXT, ServiceName};
 pub use service::{
     Backend, BackendState, EmptyAction, Frontend, FrontendKey, FrontendKind, Membership, Service,
     ServiceFlags, Slot, Window,
@@ -71,5 +75,6 @@ pub mod name {
     pub const SERVICE_COUNTERS: &str = "lb_svc_count";
     pub const BACKEND_COUNTERS: &str = "lb_bck_count";
     pub const REASONS: &str = "lb_reasons";
+    pub const NAMES: &str = "lb_names";
     pub const GRACE: &str = "lb_grace";
 }

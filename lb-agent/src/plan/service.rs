@@ -1,0 +1,512 @@
+//! One service port: from what it is to what it should be.
+
+use super::op::{Op, Refused, Resource, Steps};
+use super::{Gone, Member, Planner, Retired, Served};
+use crate::model::desired::{
+    DesiredEndpoint, DesiredFrontend, DesiredService, Family, FrontendAddress, ServicePortName,
+};
+use lb_common::addr::{Addr, BackendId, Port, Protocol, ServiceId};
+use lb_common::table::{
+    Backend, BackendState, Frontend, FrontendKey, Membership, NAME_TEXT, ServiceFlags, Slot, Window,
+};
+use std::collections::HashSet;
+
+/// Windows allocated, backends taken: what a refused change gives back.
+#[derive(Default)]
+struct Taken {
+    service: Option<u32>,
+    backends: Vec<u32>,
+    windows: Vec<(u32, u32)>,
+}
+
+impl Planner {
+    /// Brings one service port to `desired`, or leaves it as it is.
+    pub(super) fn serve(
+        &mut self,
+        name: &ServicePortName,
+        desired: &DesiredService,
+        steps: &mut Steps,
+    ) -> Result<(), Refused> {
+        let mut taken = Taken::default();
+        let result = self.prepare(name, desired, &mut taken);
+        match result {
+            Ok(next) => {
+                self.switch(name, desired, next, steps);
+                Ok(())
+            }
+            Err(refused) => {
+                for (start, count) in taken.windows {
+                    self.slots.give(start, count);
+                }
+                for id in taken.backends.into_iter().rev() {
+                    self.backend_ids.undo(id);
+                }
+                if let Some(id) = taken.service {
+                    self.service_ids.undo(id);
+                }
+                Err(refused)
+            }
+        }
+    }
+
+    /// Takes everything the change needs, and says what the service port will be.
+    fn prepare(
+        &mut self,
+        name: &ServicePortName,
+        desired: &DesiredService,
+        taken: &mut Taken,
+    ) -> Result<Served, Refused> {
+        check_name(name)?;
+        self.check_frontends(desired, name.protocol)?;
+        let old = self.services.get(name);
+        let id = if let Some(old) = old {
+            old.id
+        } else {
+            let id = self
+                .service_ids
+                .take()
+                .ok_or_else(|| refused(Resource::Services, 1))?;
+            taken.service = Some(id);
+            ServiceId(id)
+        };
+        let mut next = Served {
+            id,
+            protocol: name.protocol,
+            flags: flags_of(desired),
+            affinity_seconds: desired.affinity_seconds.unwrap_or(0),
+            algorithm: desired.algorithm,
+            frontends: keys_of(desired, name.protocol)
+                .map(|(key, _)| key)
+                .collect(),
+            members: Vec::new(),
+            cluster: Window::empty(desired.cluster_empty, 0),
+            local: Window::empty(desired.local_empty, 0),
+            generation: old.map_or(0, |old| old.generation),
+            torn: false,
+        };
+        next.members = self.members(id, old_members(old), desired, taken)?;
+        self.windows(name, desired, &mut next, taken)?;
+        Ok(next)
+    }
+
+    fn check_frontends(&self, desired: &DesiredService, protocol: Protocol) -> Result<(), Refused> {
+        let more = keys_of(desired, protocol)
+            .filter(|(key, _)| !self.frontends.contains_key(key))
+            .count();
+        if self.frontends.len() + more > self.limits.frontends as usize {
+            return Err(refused(Resource::Frontends, more));
+        }
+        Ok(())
+    }
+
+    /// The endpoints with their backend ids: those they have, those they had, or new ones.
+    fn members(
+        &mut self,
+        service: ServiceId,
+        old: Vec<Member>,
+        desired: &DesiredService,
+        taken: &mut Taken,
+    ) -> Result<Vec<Member>, Refused> {
+        let known: std::collections::HashMap<(Addr, Port), BackendId> = old
+            .into_iter()
+            .map(|member| ((member.addr, member.port), member.id))
+            .collect();
+        let mut members = Vec::with_capacity(desired.endpoints.len());
+        for (end, endpoint) in &desired.endpoints {
+            let (addr, port) = (Addr::from(end.ip()), Port::new(end.port()));
+            let id = match known
+                .get(&(addr, port))
+                .or_else(|| self.gone_by_end.get(&(service, addr, port)))
+            {
+                Some(id) => *id,
+                None => {
+                    let id = self
+                        .backend_ids
+                        .take()
+                        .ok_or_else(|| refused(Resource::Backends, desired.endpoints.len()))?;
+                    taken.backends.push(id);
+                    BackendId(id)
+                }
+            };
+            members.push(Member {
+                addr,
+                port,
+                id,
+                sets: sets_of(endpoint),
+                draining: endpoint.draining,
+                on_this_node: endpoint.on_this_node,
+            });
+        }
+        Ok(members)
+    }
+
+    /// The windows of `next`: the ones published already where the set is the same, else new ones.
+    fn windows(
+        &mut self,
+        name: &ServicePortName,
+        desired: &DesiredService,
+        next: &mut Served,
+        taken: &mut Taken,
+    ) -> Result<(), Refused> {
+        let old = self.services.get(name);
+        let keep = |set: u8, published: fn(&Served) -> Window| {
+            old.filter(|old| !old.torn && same_set(&old.members, &next.members, set))
+                .map(published)
+                .filter(|window| window.count > 0)
+        };
+        let kept_cluster = keep(Membership::CLUSTER, |old| old.cluster);
+        let kept_local = keep(Membership::LOCAL, |old| old.local);
+        let cluster_count = count_in(&next.members, Membership::CLUSTER)?;
+        let local_count = count_in(&next.members, Membership::LOCAL)?;
+
+        next.cluster = match (kept_cluster, cluster_count) {
+            (Some(window), _) => window,
+            (None, 0) => Window::empty(desired.cluster_empty, 0),
+            (None, count) => self.new_window(next, count, taken)?,
+        };
+        let shared = next
+            .members
+            .iter()
+            .all(|m| (m.sets & Membership::CLUSTER != 0) == (m.sets & Membership::LOCAL != 0));
+        next.local = match (kept_local, local_count) {
+            (_, 0) => Window::empty(desired.local_empty, 0),
+            (Some(window), _) => window,
+            (None, _) if shared => next.cluster,
+            (None, count) => self.new_window(next, count, taken)?,
+        };
+        Ok(())
+    }
+
+    fn new_window(
+        &mut self,
+        next: &mut Served,
+        count: u16,
+        taken: &mut Taken,
+    ) -> Result<Window, Refused> {
+        let start = self
+            .slots
+            .take(u32::from(count))
+            .ok_or_else(|| refused(Resource::Slots, usize::from(count)))?;
+        taken.windows.push((start, u32::from(count)));
+        next.generation = next.generation.wrapping_add(1);
+        Ok(Window {
+            start,
+            count,
+            generation: next.generation,
+        })
+    }
+
+    /// Writes down the way from what is served to `next`, and makes it what is served.
+    fn switch(
+        &mut self,
+        name: &ServicePortName,
+        desired: &DesiredService,
+        next: Served,
+        steps: &mut Steps,
+    ) {
+        let old = self.services.remove(name);
+        self.switch_backends(old.as_ref(), &next, steps);
+        Self::write_windows(old.as_ref(), &next, steps);
+        if old.is_none() {
+            if self.used_before.contains(&next.id) {
+                steps.services.push(Op::ResetCounters(next.id));
+            }
+            self.used_before.insert(next.id);
+            steps.services.push(Op::Name(next.id, name.clone()));
+        }
+        Self::publish(old.as_ref(), &next, steps);
+        for (key, value) in keys_of(desired, name.protocol)
+            .map(|(key, frontend)| (key, Frontend::new(next.id, frontend.kind)))
+        {
+            if self.frontends.get(&key) != Some(&value) {
+                self.set_frontend_bit(&key, steps);
+                steps.frontends.push(Op::Frontend(key, value));
+                self.frontends.insert(key, value);
+            }
+        }
+        if let Some(old) = old {
+            let kept: HashSet<&FrontendKey> = next.frontends.iter().collect();
+            for key in old.frontends.iter().filter(|key| !kept.contains(key)) {
+                self.remove_frontend(key, old.id, steps);
+            }
+            for range in ranges(&old) {
+                if !ranges(&next).contains(&range) {
+                    self.retire(Retired::Slots {
+                        start: range.0,
+                        count: range.1,
+                    });
+                }
+            }
+        }
+        self.services.insert(name.clone(), next);
+    }
+
+    /// New and changed backends first, with the sets they were in and the sets they will be in;
+    /// those that lose something fade at the end of the plan.
+    fn switch_backends(&mut self, old: Option<&Served>, next: &Served, steps: &mut Steps) {
+        let before: std::collections::HashMap<BackendId, Member> = old
+            .map(|old| old.members.iter().map(|m| (m.id, *m)).collect())
+            .unwrap_or_default();
+        for member in &next.members {
+            let was = before.get(&member.id);
+            if was == Some(member) {
+                continue;
+            }
+            let mut first = *member;
+            first.sets |= was.map_or(0, |was| was.sets);
+            steps
+                .backends
+                .push(Op::Backend(member.id, record(next, &first)));
+            if first.sets != member.sets {
+                steps
+                    .faded
+                    .push(Op::Backend(member.id, record(next, member)));
+            }
+            if was.is_none() {
+                self.not_gone(member.id);
+                self.set_backend_bit(member, next.protocol, steps);
+            }
+        }
+        let Some(old) = old else { return };
+        let after: HashSet<BackendId> = next.members.iter().map(|m| m.id).collect();
+        for member in old.members.iter().filter(|m| !after.contains(&m.id)) {
+            self.fade(old, member, steps);
+        }
+    }
+
+    /// A backend leaves: no set has it any more, flows may.
+    fn fade(&mut self, service: &Served, member: &Member, steps: &mut Steps) {
+        let mut backend = record(service, member);
+        backend.member = 0;
+        backend.state = BackendState::Gone as u8;
+        steps.faded.push(Op::Backend(member.id, backend));
+        self.add_gone(
+            member.id,
+            Gone {
+                service: service.id,
+                addr: member.addr,
+                port: member.port,
+                protocol: service.protocol,
+                since: self.fence,
+            },
+        );
+        self.bits_stale = true;
+    }
+
+    /// The slots of windows that are new.
+    pub(super) fn write_windows(old: Option<&Served>, next: &Served, steps: &mut Steps) {
+        let before = old.map(ranges_with_generation).unwrap_or_default();
+        let mut written = before;
+        for (window, set) in [
+            (next.cluster, Membership::CLUSTER),
+            (next.local, Membership::LOCAL),
+        ] {
+            if window.count == 0 || written.contains(&window.to_word()) {
+                continue;
+            }
+            written.push(window.to_word());
+            let slots = next
+                .members
+                .iter()
+                .filter(|member| member.sets & set != 0)
+                .map(|member| Slot {
+                    addr: member.addr,
+                    backend: member.id,
+                    service: next.id,
+                    port: member.port,
+                    generation: window.generation,
+                    reserved: [0; 4],
+                })
+                .collect();
+            steps.slots.push(Op::Slots {
+                start: window.start,
+                slots,
+            });
+        }
+    }
+
+    /// Window words and policy, where they differ. A policy that turns to the Local set finds its
+    /// window published.
+    pub(super) fn publish(old: Option<&Served>, next: &Served, steps: &mut Steps) {
+        for (local, before, window) in [
+            (false, old.map(|old| old.cluster), next.cluster),
+            (true, old.map(|old| old.local), next.local),
+        ] {
+            if old.is_some_and(|old| old.torn) || before != Some(window) {
+                steps.services.push(Op::Window {
+                    service: next.id,
+                    local,
+                    word: window.to_word(),
+                });
+            }
+        }
+        let policy = |served: &Served| (served.flags, served.affinity_seconds, served.algorithm);
+        if old.map(policy) != Some(policy(next)) {
+            steps.services.push(Op::Policy {
+                service: next.id,
+                flags: next.flags,
+                affinity_seconds: next.affinity_seconds,
+                algorithm: next.algorithm,
+            });
+        }
+    }
+
+    fn remove_frontend(&mut self, key: &FrontendKey, owner: ServiceId, steps: &mut Steps) {
+        // Another service may have taken it over in the meantime; then it is not ours to remove.
+        if self
+            .frontends
+            .get(key)
+            .is_some_and(|frontend| frontend.service == owner)
+        {
+            self.frontends.remove(key);
+            steps.removed.push(Op::RemoveFrontend(*key));
+            self.fade_frontend_bit(key);
+        }
+    }
+
+    /// A service port goes: its frontends at once, its record after the grace period.
+    pub(super) fn forget(&mut self, name: &ServicePortName, steps: &mut Steps) {
+        let Some(old) = self.services.remove(name) else {
+            return;
+        };
+        for key in &old.frontends {
+            self.remove_frontend(key, old.id, steps);
+        }
+        for member in &old.members {
+            self.fade(&old, member, steps);
+        }
+        for (start, count) in ranges(&old) {
+            self.retire(Retired::Slots { start, count });
+        }
+        self.retire(Retired::Service(old.id));
+        self.ending.insert(old.id, false);
+    }
+}
+
+fn refused(resource: Resource, wanted: usize) -> Refused {
+    Refused {
+        resource,
+        wanted: u32::try_from(wanted).unwrap_or(u32::MAX),
+    }
+}
+
+fn check_name(name: &ServicePortName) -> Result<(), Refused> {
+    let lengths = [
+        name.service.namespace.len(),
+        name.service.name.len(),
+        name.port.len(),
+    ];
+    let total: usize = lengths.iter().sum();
+    if total > NAME_TEXT || lengths.iter().any(|&length| length > usize::from(u8::MAX)) {
+        return Err(refused(Resource::Name, total));
+    }
+    Ok(())
+}
+
+fn old_members(old: Option<&Served>) -> Vec<Member> {
+    old.map(|old| old.members.clone()).unwrap_or_default()
+}
+
+fn flags_of(desired: &DesiredService) -> u32 {
+    let mut flags = ServiceFlags::LIVE;
+    if desired.internal_local {
+        flags |= ServiceFlags::INTERNAL_LOCAL;
+    }
+    if desired.external_local {
+        flags |= ServiceFlags::EXTERNAL_LOCAL;
+    }
+    flags
+}
+
+fn sets_of(endpoint: &DesiredEndpoint) -> u8 {
+    let mut sets = 0;
+    if endpoint.cluster {
+        sets |= Membership::CLUSTER;
+    }
+    if endpoint.local {
+        sets |= Membership::LOCAL;
+    }
+    sets
+}
+
+/// The keys of a service port's frontends.
+fn keys_of(
+    desired: &DesiredService,
+    protocol: Protocol,
+) -> impl Iterator<Item = (FrontendKey, &DesiredFrontend)> {
+    desired.frontends.iter().map(move |frontend| {
+        let port = Port::new(frontend.port);
+        let key = match frontend.address {
+            FrontendAddress::Exact(ip) => FrontendKey::exact(Addr::from(ip), port, protocol),
+            FrontendAddress::NodePort(family) => {
+                let of = match family {
+                    Family::V4 => Addr::from_v4_word(0),
+                    Family::V6 => Addr::UNSPECIFIED,
+                };
+                FrontendKey::node_port(&of, port, protocol)
+            }
+        };
+        (key, frontend)
+    })
+}
+
+fn record(service: &Served, member: &Member) -> Backend {
+    let state = if member.draining {
+        BackendState::Draining
+    } else {
+        BackendState::Active
+    };
+    Backend {
+        addr: member.addr,
+        port: member.port,
+        state: state as u8,
+        member: member.sets,
+        service: service.id,
+        protocol: service.protocol,
+        flags: if member.on_this_node {
+            Backend::LOCAL
+        } else {
+            0
+        },
+        reserved: [0; 6],
+    }
+}
+
+fn same_set(old: &[Member], next: &[Member], set: u8) -> bool {
+    let ids = |members: &[Member]| {
+        members
+            .iter()
+            .filter(move |member| member.sets & set != 0)
+            .map(|member| member.id)
+            .collect::<Vec<_>>()
+    };
+    ids(old) == ids(next)
+}
+
+fn count_in(members: &[Member], set: u8) -> Result<u16, Refused> {
+    let count = members.iter().filter(|m| m.sets & set != 0).count();
+    u16::try_from(count).map_err(|_| refused(Resource::WindowSize, count))
+}
+
+/// The runs of slots a service port occupies; one if both windows share it.
+pub(super) fn ranges(served: &Served) -> Vec<(u32, u32)> {
+    let mut ranges = Vec::with_capacity(2);
+    for window in [served.cluster, served.local] {
+        let range = (window.start, u32::from(window.count));
+        if window.count > 0 && !ranges.contains(&range) {
+            ranges.push(range);
+        }
+    }
+    ranges
+}
+
+fn ranges_with_generation(served: &Served) -> Vec<u64> {
+    if served.torn {
+        return Vec::new();
+    }
+    [served.cluster, served.local]
+        .iter()
+        .filter(|window| window.count > 0)
+        .map(|window| window.to_word())
+        .collect()
+}

@@ -1,0 +1,1 @@
+use lb_common as _;
