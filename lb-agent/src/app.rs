@@ -2,6 +2,7 @@
 //! says which writes; the datapath writes. What happened is published as a [`Snapshot`].
 
 use crate::datapath::{Fill, Options, StartError};
+use crate::model::State;
 use crate::source::Change;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, watch};
@@ -71,12 +72,13 @@ pub enum AppError {
     SourceEnded,
 }
 
-/// Runs the agent until `shutdown` (the dataplane then stays in place) or until it cannot go on.
+/// Runs the agent with a model that knows nothing yet (`state`), until `shutdown` (the dataplane then stays in place) or until it cannot go on.
 ///
 /// Blocks on the kernel now and then, so give it a worker of its own
 /// (`tokio::spawn` on the multi-thread runtime is fine).
 pub async fn run(
     _options: Options,
+    _state: State,
     _changes: mpsc::Receiver<Change>,
     _snapshot: watch::Sender<Snapshot>,
     _shutdown: CancellationToken,

@@ -1,6 +1,5 @@
 //! What the datapath is told at start.
 
-use ipnet::IpNet;
 use lb_common::table::SocketMode;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -59,7 +58,8 @@ impl Default for Capacity {
     }
 }
 
-/// What the datapath is told at start.
+/// What the datapath is told at start. What the operator chose about Kubernetes semantics (pod
+/// ranges, `masqueradeAll`, node port addresses) stands in the model's options.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Options {
     /// Directory on a bpffs that holds everything of this agent; one agent a directory.
@@ -72,15 +72,6 @@ pub struct Options {
     pub tc_attach: TcAttach,
     /// Which sockets are balanced at the socket.
     pub socket_mode: SocketMode,
-    /// Addresses of pods, at most one range a family; without one the local detector is off.
-    pub cluster_cidrs: Vec<IpNet>,
-    /// kube-proxy's `masqueradeAll`.
-    pub masquerade_all: bool,
-    /// kube-proxy's `localhostNodePorts` (IPv4 only).
-    pub localhost_node_ports: bool,
-    /// Addresses that serve node ports, as kube-proxy's `nodePortAddresses`; an empty list means
-    /// every address of the node (`SERVICE-SEMANTICS` 5.1).
-    pub node_port_addresses: Vec<IpNet>,
     /// First and last node port.
     pub node_port_range: (u16, u16),
     /// First and last source port of SNATed flows; `None`: below the host's ephemeral range.
@@ -99,10 +90,6 @@ impl Default for Options {
             devices: Devices::Auto,
             tc_attach: TcAttach::Auto,
             socket_mode: SocketMode::All,
-            cluster_cidrs: Vec::new(),
-            masquerade_all: false,
-            localhost_node_ports: false,
-            node_port_addresses: Vec::new(),
             node_port_range: (30000, 32767),
             snat_ports: None,
             capacity: Capacity::default(),
