@@ -5,7 +5,7 @@ use super::desired::{DesiredFrontend, Family, FrontendAddress};
 use super::node::NodeFacts;
 use super::options::{NodePortAddresses, Options};
 use super::service::{Port, Service};
-use lb_common::table::FrontendKind;
+use lb_common::table::{FrontendKind, LocalAddress};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -136,4 +136,23 @@ pub fn serves_node_ports(options: &Options, node: &NodeFacts, address: IpAddr) -
     !select_node_port_addresses(options, node, &[address], Family::of(address))
         .addresses
         .is_empty()
+}
+
+/// The entries of the `lb_local` table for the node's own addresses.
+pub fn local_addresses(
+    options: &Options,
+    node: &NodeFacts,
+    interface_addresses: &[IpAddr],
+) -> BTreeMap<IpAddr, LocalAddress> {
+    interface_addresses
+        .iter()
+        .map(|address| {
+            let flags = if serves_node_ports(options, node, *address) {
+                LocalAddress::NODE_PORTS
+            } else {
+                0
+            };
+            (*address, LocalAddress { flags })
+        })
+        .collect()
 }

@@ -12,6 +12,7 @@ mod claim;
 pub mod desired;
 pub mod endpoint;
 pub mod frontend;
+mod index;
 pub mod node;
 pub mod options;
 pub mod refusal;

@@ -1,8 +1,11 @@
 //! What the operator chose, as far as the model must know.
 
 use super::desired::Family;
+use super::frontend::covers_ipv4_loopback;
 use super::node::NodeFacts;
 use ipnet::IpNet;
+use lb_common::addr::Prefix;
+use lb_common::table::{Config, ConfigFlags};
 
 /// How "a pod here" is told from everybody else (section 7).
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -66,6 +69,32 @@ impl Options {
             .iter()
             .find(|range| Family::of(range.addr()) == family)
             .copied()
+    }
+
+    /// Writes these choices into a configuration of the tables; what is not the model's stays.
+    pub fn configure(&self, node: &NodeFacts, config: &mut Config) {
+        let mut set = |flag: u32, on: bool| {
+            config.flags = if on {
+                config.flags | flag
+            } else {
+                config.flags & !flag
+            };
+        };
+        let pods = |family| self.pod_prefix(node, family);
+        set(ConfigFlags::DETECT_PODS_V4, pods(Family::V4).is_some());
+        set(ConfigFlags::DETECT_PODS_V6, pods(Family::V6).is_some());
+        set(ConfigFlags::MASQUERADE_ALL, self.masquerade_all);
+        set(
+            ConfigFlags::LOCALHOST_NODE_PORTS,
+            self.localhost_node_ports && covers_ipv4_loopback(&self.node_port_addresses),
+        );
+        let prefix = |range: Option<IpNet>| {
+            range.map_or(Prefix::NONE, |range| {
+                Prefix::new(range.addr(), range.prefix_len())
+            })
+        };
+        config.pods_v4 = prefix(pods(Family::V4));
+        config.pods_v6 = prefix(pods(Family::V6));
     }
 }
 

@@ -1,9 +1,9 @@
 //! The known objects, and what each change touches.
 
-use super::claim::{Claimant, Claims};
-use super::desired::{Family, FrontendAddress, ObjectName, ServicePortName};
+use super::claim::Claims;
+use super::desired::{Family, ObjectName, ServicePortName};
 use super::endpoint::{self, Interner, Slice};
-use super::frontend;
+use super::index::Holders;
 use super::node::NodeFacts;
 use super::options::Options;
 use super::refusal::{Feature, Refusal};
@@ -12,16 +12,12 @@ use super::trigger::{TriggerTimes, trigger_time};
 use crate::source::{Change, Kind, Object};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
-use lb_common::table::FrontendKind;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 /// The services one change touches: only these need a new [`State::desired`].
 pub type Dirty = BTreeSet<ServicePortName>;
-
-/// Services that name an address.
-type Holders = HashMap<IpAddr, Vec<Arc<ObjectName>>>;
 
 /// Everything known, in compact form, with the indexes that make one change cost no more than the
 /// services it touches.
@@ -40,7 +36,7 @@ pub struct State {
     pub(super) cluster_ips: Holders,
     pub(super) external_addresses: Holders,
     /// How many endpoints of all slices have an address.
-    endpoint_addresses: HashMap<IpAddr, u32>,
+    pub(super) endpoint_addresses: HashMap<IpAddr, u32>,
     /// ClusterIPs that are also an external address of some service, or an endpoint's. Normally
     /// empty; kept so that nobody has to look for them.
     pub(super) suspicious: BTreeSet<IpAddr>,
@@ -238,73 +234,6 @@ impl State {
         dirty
     }
 
-    fn index_service(
-        &mut self,
-        name: &Arc<ObjectName>,
-        service: &Service,
-        touched: &mut BTreeSet<Arc<ObjectName>>,
-    ) {
-        for (claim, claimant) in claims_of(name, service) {
-            touched.extend(self.claims.add(claim, claimant));
-        }
-        for address in external_addresses(service) {
-            hold(&mut self.external_addresses, address, name);
-        }
-        for address in &service.cluster_ips {
-            hold(&mut self.cluster_ips, *address, name);
-            self.touch_users_of(*address, touched);
-        }
-        self.judge(external_addresses(service).chain(service.cluster_ips.iter().copied()));
-    }
-
-    fn unindex_service(
-        &mut self,
-        name: &Arc<ObjectName>,
-        service: &Service,
-        touched: &mut BTreeSet<Arc<ObjectName>>,
-    ) {
-        for (claim, claimant) in claims_of(name, service) {
-            touched.extend(self.claims.remove(claim, &claimant));
-        }
-        for address in external_addresses(service) {
-            forget(&mut self.external_addresses, address, name);
-        }
-        for address in &service.cluster_ips {
-            forget(&mut self.cluster_ips, *address, name);
-            self.touch_users_of(*address, touched);
-        }
-        self.judge(external_addresses(service).chain(service.cluster_ips.iter().copied()));
-    }
-
-    /// A ClusterIP came or went: services that use the address otherwise are touched.
-    fn touch_users_of(&self, address: IpAddr, touched: &mut BTreeSet<Arc<ObjectName>>) {
-        if let Some(holders) = self.external_addresses.get(&address) {
-            touched.extend(holders.iter().cloned());
-        }
-        if self.endpoint_addresses.contains_key(&address) {
-            let uses = |slice: &&Slice| slice.endpoints.iter().any(|e| e.address == address);
-            touched.extend(
-                self.slices
-                    .values()
-                    .filter(uses)
-                    .map(|s| Arc::clone(&s.service)),
-            );
-        }
-    }
-
-    /// Decides anew for each address whether it is [`suspicious`](Self::suspicious).
-    fn judge(&mut self, addresses: impl Iterator<Item = IpAddr>) {
-        for address in addresses {
-            let used = self.external_addresses.contains_key(&address)
-                || self.endpoint_addresses.contains_key(&address);
-            if used && self.cluster_ips.contains_key(&address) {
-                self.suspicious.insert(address);
-            } else {
-                self.suspicious.remove(&address);
-            }
-        }
-    }
-
     fn put_slice(
         &mut self,
         name: &Arc<ObjectName>,
@@ -337,67 +266,12 @@ impl State {
             add_names(dirty, name, service, Some(slice.family));
         }
     }
-
-    fn index_slice(&mut self, name: &Arc<ObjectName>, slice: &Slice) {
-        let slices = self.slices_of.entry(Arc::clone(&slice.service));
-        slices.or_default().insert(Arc::clone(name));
-        for endpoint in &slice.endpoints {
-            let count = self.endpoint_addresses.entry(endpoint.address).or_insert(0);
-            *count += 1;
-            if *count == 1 {
-                self.judge(std::iter::once(endpoint.address));
-            }
-        }
-    }
-
-    fn unindex_slice(&mut self, name: &Arc<ObjectName>, slice: &Slice) {
-        if let Some(slices) = self.slices_of.get_mut(&slice.service) {
-            slices.remove(name);
-            if slices.is_empty() {
-                self.slices_of.remove(&slice.service);
-            }
-        }
-        for endpoint in &slice.endpoints {
-            if let Some(count) = self.endpoint_addresses.get_mut(&endpoint.address) {
-                *count -= 1;
-                if *count == 0 {
-                    self.endpoint_addresses.remove(&endpoint.address);
-                    self.judge(std::iter::once(endpoint.address));
-                }
-            }
-        }
-    }
 }
 
 fn name_of(metadata: &ObjectMeta) -> ObjectName {
     ObjectName {
         namespace: metadata.namespace.clone().unwrap_or_default(),
         name: metadata.name.clone().unwrap_or_default(),
-    }
-}
-
-fn external_addresses(service: &Service) -> impl Iterator<Item = IpAddr> + '_ {
-    let balancers = service.load_balancer_ips.iter();
-    let externals = service.external_ips.iter();
-    externals
-        .chain(balancers.filter(|address| !service.external_ips.contains(address)))
-        .copied()
-}
-
-/// Keeps the names sorted, so that answers do not depend on the order of arrival.
-fn hold(holders: &mut Holders, address: IpAddr, name: &Arc<ObjectName>) {
-    let names = holders.entry(address).or_default();
-    if let Err(place) = names.binary_search(name) {
-        names.insert(place, Arc::clone(name));
-    }
-}
-
-fn forget(holders: &mut Holders, address: IpAddr, name: &Arc<ObjectName>) {
-    if let Some(names) = holders.get_mut(&address) {
-        names.retain(|other| other != name);
-        if names.is_empty() {
-            holders.remove(&address);
-        }
     }
 }
 
@@ -418,44 +292,5 @@ pub(super) fn add_names(
             protocol: port.protocol,
             family: of,
         }));
-    }
-}
-
-/// Everything a service would listen on.
-fn claims_of(name: &Arc<ObjectName>, service: &Service) -> Vec<(super::claim::Claim, Claimant)> {
-    let mut claims = Vec::new();
-    for family in service.families() {
-        for (index, port) in (0_u16..).zip(&service.ports) {
-            for one in frontend::candidates(service, port, family) {
-                claims.push((
-                    frontend::claim(&one, port),
-                    claimant(name, service, index, &one.kind),
-                ));
-            }
-        }
-    }
-    claims
-}
-
-/// The claimant of one frontend of a service.
-pub(super) fn claimant(
-    name: &Arc<ObjectName>,
-    service: &Service,
-    port: u16,
-    kind: &FrontendKind,
-) -> Claimant {
-    Claimant {
-        external: *kind != FrontendKind::ClusterIp,
-        created: service.created,
-        service: Arc::clone(name),
-        port,
-    }
-}
-
-/// The address of a frontend, if it has one of its own.
-pub(super) fn exact(address: FrontendAddress) -> Option<IpAddr> {
-    match address {
-        FrontendAddress::Exact(address) => Some(address),
-        FrontendAddress::NodePort(_) => None,
     }
 }

@@ -5,10 +5,11 @@ use super::desired::{
 };
 use super::endpoint::Slice;
 use super::frontend;
+use super::index::{claimant, exact};
 use super::refusal::{NotServed, Reason, Refusal};
 use super::selection::{Merged, Selection, Wanted, merge, select};
 use super::service::{Port, Service};
-use super::state::{Dirty, State, add_names, claimant, exact};
+use super::state::{Dirty, State, add_names};
 use crate::source::Kind;
 use lb_common::addr::Protocol;
 use lb_common::balance::Algorithm;

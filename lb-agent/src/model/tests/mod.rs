@@ -114,7 +114,7 @@ pub(super) fn frontends(state: &State, name: &str) -> Vec<String> {
     desired(state, name)
         .frontends
         .iter()
-        .map(|one| match super::state::exact(one.address) {
+        .map(|one| match super::index::exact(one.address) {
             Some(address) => format!("{:?} {address}:{}", one.kind, one.port),
             None => format!("{:?} {}", one.kind, one.port),
         })
