@@ -1,4 +1,5 @@
 //! What the kernel tests and labs of this package share.
 
 pub mod endtoend;
+pub mod foreign;
 pub mod stage;
