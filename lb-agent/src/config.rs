@@ -1,11 +1,13 @@
 //! Settings: what was typed and what is in the configuration file, merged, checked as a whole and
 //! completed with defaults before anything is touched.
 
-use crate::cli::args::{DEFAULT_BPFFS, RunArgs};
+use crate::cli::args::RunArgs;
 use crate::cli::values::{
-    Cidr, DeviceSelection, EndpointsApi, List, LogFormat, PortRange, SocketLoadBalancing, TcAttach,
+    Cidr, EndpointsApi, List, LogFormat, PortRange, SocketLoadBalancing, TcAttach,
 };
+use crate::datapath::{Capacity, DEFAULT_DIRECTORY, Devices, Options};
 use crate::model::desired::Family;
+use crate::model::{self, NodePortAddresses, PodDetection};
 use ipnet::IpNet;
 use std::fmt;
 use std::net::SocketAddr;
@@ -16,8 +18,6 @@ use std::time::Duration;
 const METRICS_PORT: u16 = 10249;
 /// Port of `/healthz`, as kube-proxy's.
 const HEALTH_PORT: u16 = 10256;
-/// Flows remembered unless told otherwise: kube-proxy's floor for nf_conntrack entries.
-const MAX_FLOWS: u32 = 1 << 17;
 /// Bounds of `--max-flows`: below, a node's own probes fill it; above, the table exceeds 4 GiB.
 const MAX_FLOWS_BOUNDS: std::ops::RangeInclusive<u32> = 1024..=1 << 26;
 /// The API server's default node port range.
@@ -71,9 +71,15 @@ pub struct Settings {
     /// The agent's directory on a BPF filesystem.
     pub bpffs: PathBuf,
     /// Which devices get the packet programs.
-    pub devices: DeviceSelection,
+    pub devices: Devices,
     /// Pods' addresses, at most one range a family.
     pub cluster_cidrs: Vec<IpNet>,
+    /// Node addresses that serve node ports.
+    pub node_port_addresses: NodePortAddresses,
+    /// Node ports on 127.0.0.0/8, too.
+    pub localhost_node_ports: bool,
+    /// Every connection to a ClusterIP is SNATed.
+    pub masquerade_all: bool,
     /// Which sockets are balanced.
     pub socket_load_balancing: SocketLoadBalancing,
     /// How the packet programs are attached.
@@ -118,6 +124,39 @@ impl Settings {
             }
         };
         check(merged)
+    }
+
+    /// What the datapath is told.
+    pub fn datapath_options(&self) -> Options {
+        Options {
+            directory: self.bpffs.clone(),
+            cgroup_root: self.cgroup_root.clone(),
+            devices: self.devices.clone(),
+            tc_attach: self.tc_attach.into(),
+            socket_mode: self.socket_load_balancing.into(),
+            node_port_range: (self.node_ports.first, self.node_ports.last),
+            capacity: Capacity {
+                flows: self.max_flows,
+                ..Capacity::default()
+            },
+            takeover_wait: self.takeover_wait,
+            ..Options::default()
+        }
+    }
+
+    /// What the model is told.
+    pub fn model_options(&self) -> model::Options {
+        model::Options {
+            pods: PodDetection::ClusterCidr(self.cluster_cidrs.clone()),
+            node_port_addresses: self.node_port_addresses.clone(),
+            localhost_node_ports: self.localhost_node_ports,
+            masquerade_all: self.masquerade_all,
+            service_cidrs: match &self.source {
+                SourceSettings::Manifests(manifests) => manifests.cluster_ip_ranges.clone(),
+                SourceSettings::Cluster(_) => Vec::new(),
+            },
+            external_ranges: self.external_ip_ranges.clone(),
+        }
     }
 }
 
@@ -171,6 +210,9 @@ fn merge(typed: RunArgs, file: RunArgs) -> RunArgs {
         bpffs: typed.bpffs.or(file.bpffs),
         devices: typed.devices.or(file.devices),
         cluster_cidr: typed.cluster_cidr.or(file.cluster_cidr),
+        node_port_addresses: typed.node_port_addresses.or(file.node_port_addresses),
+        localhost_node_ports: typed.localhost_node_ports.or(file.localhost_node_ports),
+        masquerade_all: typed.masquerade_all.or(file.masquerade_all),
         socket_load_balancing: typed.socket_load_balancing.or(file.socket_load_balancing),
         tc_attach: typed.tc_attach.or(file.tc_attach),
         metrics_bind_address: typed.metrics_bind_address.or(file.metrics_bind_address),
@@ -197,7 +239,7 @@ fn check(args: RunArgs) -> Result<Settings, Invalid> {
     let bpffs = args
         .bpffs
         .clone()
-        .unwrap_or_else(|| PathBuf::from(DEFAULT_BPFFS));
+        .unwrap_or_else(|| PathBuf::from(DEFAULT_DIRECTORY));
     must_be_absolute("--bpffs", &bpffs, &mut problems);
     if let Some(root) = &args.cgroup_root {
         must_be_absolute("--cgroup-root", root, &mut problems);
@@ -207,7 +249,7 @@ fn check(args: RunArgs) -> Result<Settings, Invalid> {
     let source = check_source(&args, &bpffs, &mut problems);
     let cluster_cidrs = nets(args.cluster_cidr);
     one_a_family("--cluster-cidr", &cluster_cidrs, &mut problems);
-    let max_flows = args.max_flows.unwrap_or(MAX_FLOWS);
+    let max_flows = args.max_flows.unwrap_or(Capacity::default().flows);
     if !MAX_FLOWS_BOUNDS.contains(&max_flows) {
         problems.push(format!(
             "--max-flows {max_flows} is out of bounds: between {} and {} flows can be remembered",
@@ -237,8 +279,11 @@ fn check(args: RunArgs) -> Result<Settings, Invalid> {
         source,
         cgroup_root: args.cgroup_root,
         bpffs,
-        devices: args.devices.unwrap_or_default(),
+        devices: args.devices.unwrap_or(Devices::Auto),
         cluster_cidrs,
+        node_port_addresses: args.node_port_addresses.unwrap_or(NodePortAddresses::All),
+        localhost_node_ports: args.localhost_node_ports.unwrap_or(true),
+        masquerade_all: args.masquerade_all.unwrap_or(false),
         socket_load_balancing: args.socket_load_balancing.unwrap_or_default(),
         tc_attach: args.tc_attach.unwrap_or_default(),
         metrics,

@@ -9,4 +9,5 @@ pub mod config;
 pub mod datapath;
 pub mod model;
 pub mod plan;
+pub mod serve;
 pub mod source;

@@ -2,15 +2,14 @@
 //! [`crate::config`].
 
 use crate::cli::values::{
-    BindAddress, Cidr, DeviceSelection, EndpointsApi, List, LogFormat, Output, PortRange,
-    SocketLoadBalancing, TcAttach, choice,
+    BindAddress, Cidr, EndpointsApi, List, LogFormat, Output, PortRange, SocketLoadBalancing,
+    TcAttach, choice,
 };
+use crate::datapath::{DEFAULT_DIRECTORY, Devices};
+use crate::model::NodePortAddresses;
 use clap::{Args, Parser, Subcommand};
 use serde::Deserialize;
 use std::path::PathBuf;
-
-/// Where the programs, links and tables are kept unless `--bpffs` says otherwise.
-pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf/lb-agent";
 
 /// Balances Kubernetes Services on this node with eBPF, in place of kube-proxy.
 #[derive(Debug, Parser)]
@@ -53,7 +52,7 @@ pub enum ReferencePage {
 #[derive(Args, Clone, Debug)]
 pub struct DirectoryArgs {
     /// The agent's directory on a BPF filesystem.
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_BPFFS)]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DIRECTORY)]
     pub bpffs: PathBuf,
 }
 
@@ -105,13 +104,26 @@ pub struct RunArgs {
     /// Which devices get the packet programs: `auto` (all but loopback) or name patterns
     /// [default: auto].
     #[arg(long, value_name = "auto|GLOB,…")]
-    pub devices: Option<DeviceSelection>,
+    pub devices: Option<Devices>,
 
     /// Addresses of pods, at most one range a family: connections to ClusterIPs from elsewhere are
     /// SNATed, as kube-proxy's `--cluster-cidr` does.
     #[arg(long, value_name = "CIDR[,CIDR]")]
     #[serde(alias = "clusterCIDR")]
     pub cluster_cidr: Option<List<Cidr>>,
+
+    /// Node addresses that serve node ports: `all`, `primary` (those of the Node object) or ranges
+    /// [default: all].
+    #[arg(long = "nodeport-addresses", value_name = "all|primary|CIDR,…")]
+    pub node_port_addresses: Option<NodePortAddresses>,
+
+    /// Serves node ports on 127.0.0.0/8, too [default: true].
+    #[arg(long = "localhost-nodeports", value_name = "true|false")]
+    pub localhost_node_ports: Option<bool>,
+
+    /// SNATs every connection to a ClusterIP [default: false].
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub masquerade_all: Option<bool>,
 
     /// Which sockets are balanced when they connect; the packet path serves the others
     /// [default: all].
@@ -268,7 +280,7 @@ mod tests {
             panic!("not services")
         };
         assert_eq!(args.output, Output::Json);
-        assert_eq!(args.directory.bpffs, PathBuf::from(DEFAULT_BPFFS));
+        assert_eq!(args.directory.bpffs, PathBuf::from(DEFAULT_DIRECTORY));
         assert!(Cli::try_parse_from(["lb-agent", "cleanup", "--bpffs", "/x"]).is_ok());
         assert!(Cli::try_parse_from(["lb-agent", "status", "--bpffs", "/x"]).is_ok());
     }

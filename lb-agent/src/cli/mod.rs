@@ -2,4 +2,8 @@
 //! traffic is balanced.
 
 pub mod args;
+mod columns;
+pub mod privileges;
+pub mod reference;
+pub mod services;
 pub mod values;

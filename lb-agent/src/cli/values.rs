@@ -2,8 +2,11 @@
 //!
 //! Each type parses in one place and answers a bad value with a sentence that shows a good one.
 
+use crate::datapath::{self, Devices};
+use crate::model::NodePortAddresses;
 use clap::ValueEnum;
 use ipnet::IpNet;
+use lb_common::table::SocketMode;
 use serde::{Deserialize, Deserializer, de};
 use std::fmt;
 use std::marker::PhantomData;
@@ -24,6 +27,16 @@ pub enum SocketLoadBalancing {
     Off,
 }
 
+impl From<SocketLoadBalancing> for SocketMode {
+    fn from(which: SocketLoadBalancing) -> Self {
+        match which {
+            SocketLoadBalancing::All => Self::All,
+            SocketLoadBalancing::HostOnly => Self::HostOnly,
+            SocketLoadBalancing::Off => Self::Off,
+        }
+    }
+}
+
 /// How the packet programs are attached to devices.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
 pub enum TcAttach {
@@ -34,6 +47,16 @@ pub enum TcAttach {
     Tcx,
     /// Filters on a clsact qdisc only.
     Clsact,
+}
+
+impl From<TcAttach> for datapath::TcAttach {
+    fn from(attach: TcAttach) -> Self {
+        match attach {
+            TcAttach::Auto => Self::Auto,
+            TcAttach::Tcx => Self::Tcx,
+            TcAttach::Clsact => Self::Clsact,
+        }
+    }
 }
 
 /// Where endpoints are read from in a cluster.
@@ -150,7 +173,21 @@ macro_rules! deserialize_from_str {
     )+};
 }
 
-deserialize_from_str!(BindAddress, PortRange, DeviceSelection);
+deserialize_from_str!(BindAddress, PortRange);
+
+/// Implements `Deserialize` for what may be written as one text or as a list of its parts.
+macro_rules! deserialize_from_parts {
+    ($($kind:ty),+) => {$(
+        impl<'de> Deserialize<'de> for $kind {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let parts = List::<String>::deserialize(deserializer)?;
+                parts.0.join(",").parse().map_err(de::Error::custom)
+            }
+        }
+    )+};
+}
+
+deserialize_from_parts!(Devices, NodePortAddresses);
 
 /// A range of addresses; bits behind the prefix are ignored, as the API server does.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -165,6 +202,20 @@ impl FromStr for Cidr {
             .map_err(|_| {
                 format!("`{text}` is not a CIDR such as 10.244.0.0/16 or fd00:10:244::/56")
             })
+    }
+}
+
+impl FromStr for NodePortAddresses {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.trim().to_lowercase().as_str() {
+            "" | "all" => Ok(Self::All),
+            "primary" => Ok(Self::Primary),
+            ranges => ranges
+                .parse::<List<Cidr>>()
+                .map(|list| Self::Ranges(list.0.iter().map(|cidr| cidr.0).collect())),
+        }
     }
 }
 
@@ -236,17 +287,7 @@ impl FromStr for PortRange {
     }
 }
 
-/// Which devices get the packet programs.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub enum DeviceSelection {
-    /// Every device but loopback, as they come and go.
-    #[default]
-    Auto,
-    /// Those whose name fits one of the patterns (`*` any run, `?` any character).
-    Matching(Vec<String>),
-}
-
-impl FromStr for DeviceSelection {
+impl FromStr for Devices {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -273,7 +314,7 @@ impl FromStr for DeviceSelection {
                 return Err(format!("`{pattern}` cannot be part of a device's name"));
             }
         }
-        Ok(Self::Matching(patterns))
+        Ok(Self::Globs(patterns))
     }
 }
 
@@ -337,17 +378,27 @@ mod tests {
     }
 
     #[test]
-    fn devices_are_auto_or_patterns_never_both() {
-        assert_eq!("AUTO".parse(), Ok(DeviceSelection::Auto));
+    fn node_port_addresses_are_all_primary_or_ranges() {
+        assert_eq!("All".parse(), Ok(NodePortAddresses::All));
+        assert_eq!("primary".parse(), Ok(NodePortAddresses::Primary));
         assert_eq!(
-            "eth*, veth?".parse(),
-            Ok(DeviceSelection::Matching(vec![
-                "eth*".to_owned(),
-                "veth?".to_owned()
+            "192.0.2.1/24".parse(),
+            Ok(NodePortAddresses::Ranges(vec![
+                "192.0.2.0/24".parse().unwrap()
             ]))
         );
+        assert!("primary,192.0.2.0/24".parse::<NodePortAddresses>().is_err());
+    }
+
+    #[test]
+    fn devices_are_auto_or_patterns_never_both() {
+        assert_eq!("AUTO".parse(), Ok(Devices::Auto));
+        assert_eq!(
+            "eth*, veth?".parse(),
+            Ok(Devices::Globs(vec!["eth*".to_owned(), "veth?".to_owned()]))
+        );
         for text in ["auto,eth0", "", ",", "a b", "a/b"] {
-            assert!(text.parse::<DeviceSelection>().is_err(), "{text}");
+            assert!(text.parse::<Devices>().is_err(), "{text}");
         }
     }
 }

@@ -31,7 +31,7 @@ fn defaults_are_those_of_the_reference() {
     assert_eq!(settings.bpffs, Path::new("/sys/fs/bpf/lb-agent"));
     assert_eq!(settings.metrics, "127.0.0.1:10249".parse().unwrap());
     assert_eq!(settings.health, "0.0.0.0:10256".parse().unwrap());
-    assert_eq!(settings.devices, DeviceSelection::Auto);
+    assert_eq!(settings.devices, Devices::Auto);
     assert_eq!(settings.socket_load_balancing, SocketLoadBalancing::All);
     assert_eq!(settings.takeover_wait, Duration::ZERO);
     assert_eq!(

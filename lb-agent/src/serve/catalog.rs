@@ -1,0 +1,169 @@
+//! Every metric there is: name, kind, labels, meaning. What is served and what the reference says
+//! (`docs/metrics.md`) both come from here.
+
+/// How a metric behaves.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Kind {
+    /// Only grows (while the tables live).
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Counts observations by size.
+    Histogram,
+}
+
+/// One metric.
+#[derive(Debug, Eq, PartialEq)]
+pub struct Metric {
+    /// The name; of a counter without the `_total` that the exposition appends.
+    pub name: &'static str,
+    /// How it behaves.
+    pub kind: Kind,
+    /// Its labels, in order.
+    pub labels: &'static [&'static str],
+    /// What it says, one sentence.
+    pub help: &'static str,
+    /// What is not counted, and what to mind; empty if nothing.
+    pub note: &'static str,
+}
+
+/// Labels of a service port on one path.
+const ON_PATH: &[&str] = &["namespace", "name", "port", "protocol", "ip_family", "path"];
+
+/// Labels of a service port, path and direction.
+const DIRECTED: &[&str] = &[
+    "namespace",
+    "name",
+    "port",
+    "protocol",
+    "ip_family",
+    "path",
+    "direction",
+];
+
+macro_rules! metrics {
+    ($($(#[$doc:meta])* $id:ident = $name:literal $kind:ident $labels:expr, $help:literal, $note:literal;)+) => {
+        $(
+            #[doc = $help]
+            pub const $id: Metric = Metric {
+                name: $name,
+                kind: Kind::$kind,
+                labels: $labels,
+                help: $help,
+                note: $note,
+            };
+        )+
+
+        /// Every metric, in the order of the page.
+        pub const ALL: &[&Metric] = &[$(&$id),+];
+    };
+}
+
+metrics! {
+    CONNECTIONS = "lb_service_connections" Counter ON_PATH,
+        "Connections and UDP conversations sent to an endpoint.",
+        "path=\"socket\" counts them when the socket connects or sends first; path=\"tc\" counts flows that began on the packet path. A connection is counted on one of the two.";
+    ACTIVE = "lb_service_active_connections" Gauge ON_PATH,
+        "Connections and UDP conversations that have not ended.",
+        "path=\"socket\": sockets that are open; path=\"tc\": flows in the flow table that have not closed or expired. A packet-path flow of a backend that is gone is counted until it ends.";
+    REJECTS = "lb_service_rejects" Counter ON_PATH,
+        "Connections refused because no endpoint serves.",
+        "A client that tries again is counted again.";
+    DROPS = "lb_service_drops" Counter ON_PATH,
+        "First packets dropped because the policy is Local and no endpoint is on this node.",
+        "path=\"tc\" only: a socket hook can fail a connection but not drop it, so it leaves drops to the packet path.";
+    PACKETS = "lb_service_packets" Counter DIRECTED,
+        "Packets translated, by direction: `in` is towards the endpoints.",
+        "path=\"tc\" only: after `connect` no packet of the socket path passes a program of ours, so there is no series for it.";
+    BYTES = "lb_service_bytes" Counter DIRECTED,
+        "Bytes of the packets translated, as the IP header counts them.",
+        "path=\"tc\" only, for the same reason.";
+    ENDPOINTS = "lb_service_endpoints" Gauge &["namespace", "name", "port", "protocol", "ip_family", "state"],
+        "Endpoints in the tables by state.",
+        "`draining` endpoints serve only because nobody better is there; those that only old flows still use are not counted.";
+    REASONS = "lb_reasons" Counter &["reason"],
+        "Verdicts of the programs by reason; see operations.md for each.",
+        "Packets that are no service's are not counted: it would cost every packet of the node.";
+    TABLE_USED = "lb_table_entries" Gauge &["table"],
+        "Entries in use.",
+        "";
+    TABLE_CAPACITY = "lb_table_capacity" Gauge &["table"],
+        "Entries there is room for.",
+        "";
+    TABLES_READABLE = "lb_tables_readable" Gauge &[],
+        "1 if the tables could be read for this scrape.",
+        "While it is 0 the series above are absent, not 0.";
+    SYNCED = "lb_synced" Gauge &[],
+        "1 once every source was complete and everything was written.",
+        "";
+    PROBE = "lb_datapath_probe" Gauge &[],
+        "1 while the loaded programs treat a synthetic packet rightly, 0 while they do not.",
+        "Absent before the first probe.";
+    LAST_SYNC = "kubeproxy_sync_proxy_rules_last_timestamp_seconds" Gauge &[],
+        "When the tables were last brought in line, Unix time.",
+        "kube-proxy's name; both families are written in one pass, so there is no ip_family label. Absent before the first.";
+    PROGRAMMING = "lb_programming_duration_seconds" Histogram &[],
+        "Time from the arrival of a change in the agent to its last write.",
+        "kubeproxy_network_programming_duration_seconds begins at the endpoint controller's timestamp instead; it is not served.";
+    SYNCS = "lb_syncs" Counter &[],
+        "How often the tables were brought in line.",
+        "";
+    WRITES = "lb_table_writes" Counter &[],
+        "Writes to the tables.",
+        "";
+    WRITE_FAILURES = "lb_table_write_failures" Counter &[],
+        "Writes that failed; each is tried again.",
+        "";
+    SERVICES = "lb_services" Gauge &[],
+        "Service ports served, each family by itself.",
+        "";
+    ALL_ENDPOINTS = "lb_endpoints" Gauge &[],
+        "Endpoints served, counted for each service port.",
+        "";
+    DEVICES = "lb_devices" Gauge &[],
+        "Devices that carry the packet path.",
+        "";
+    REFUSALS = "lb_refused_objects" Gauge &["reason"],
+        "Objects, or parts of objects, that are refused now; the log names each with its sentence.",
+        "";
+    SOURCE_PROBLEMS = "lb_source_problems" Gauge &["problem"],
+        "What the source could not take now: files that do not parse, an API server that does not answer.",
+        "";
+    NOT_SERVED = "lb_not_served" Gauge &["what"],
+        "Kinds of traffic that this configuration leaves to others, 1 each.",
+        "";
+    HEALTHZ = "kubeproxy_proxy_healthz" Counter &["code"],
+        "Answers of /healthz by status code.",
+        "kube-proxy's name.";
+    LIVEZ = "kubeproxy_proxy_livez" Counter &["code"],
+        "Answers of /livez by status code.",
+        "kube-proxy's name.";
+    BUILD = "lb_build_info" Gauge &["version", "layout"],
+        "1; which agent this is, and the layout of its tables.",
+        "";
+    PROCESS_CPU = "process_cpu_seconds" Counter &[],
+        "CPU time of the agent, user and system.",
+        "The programs' time is the kernel's and not in here.";
+    PROCESS_RESIDENT = "process_resident_memory_bytes" Gauge &[],
+        "Resident memory of the agent.",
+        "Tables that are memory-mapped count as far as the agent has touched them.";
+    PROCESS_VIRTUAL = "process_virtual_memory_bytes" Gauge &[],
+        "Virtual memory of the agent.",
+        "";
+    PROCESS_FDS = "process_open_fds" Gauge &[],
+        "Open file descriptors of the agent.",
+        "";
+    PROCESS_START = "process_start_time_seconds" Gauge &[],
+        "When the agent started, Unix time.",
+        "";
+}
+
+impl Metric {
+    /// The name under which samples appear.
+    pub fn sample_name(&self) -> String {
+        match self.kind {
+            Kind::Counter => format!("{}_total", self.name),
+            Kind::Gauge | Kind::Histogram => self.name.to_owned(),
+        }
+    }
+}

@@ -1,0 +1,439 @@
+//! The metrics page: made anew at each scrape from the live tables and the agent's snapshot.
+//! Nothing is cached and nothing is copied while nobody asks.
+
+use crate::app::{LATENCY_BUCKETS, Snapshot};
+use crate::datapath::{Fill, ReadError, Reader, ServiceView};
+use crate::model::desired::Family;
+use crate::serve::catalog::{self, Kind, Metric};
+use crate::serve::process::ProcessFacts;
+use lb_common::addr::Protocol;
+use lb_common::table::{BackendState, LAYOUT_VERSION};
+use lb_common::verdict::Reason;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::sync::watch;
+
+/// One reading of the tables.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// Every service port.
+    pub services: Vec<ServiceView>,
+    /// How often each reason was counted.
+    pub reasons: Vec<(Reason, u64)>,
+    /// How full the tables are.
+    pub fill: Vec<Fill>,
+}
+
+/// The tables as the metrics page reads them.
+pub trait TableView: fmt::Debug + Send + Sync + 'static {
+    /// Reads them now.
+    fn read(&self) -> Result<Reading, ReadError>;
+}
+
+/// The pinned tables of a directory, opened anew at each scrape: they may be replaced meanwhile.
+#[derive(Debug)]
+pub struct PinnedTables(pub PathBuf);
+
+impl TableView for PinnedTables {
+    fn read(&self) -> Result<Reading, ReadError> {
+        let reader = Reader::open(&self.0)?;
+        Ok(Reading {
+            services: reader.services()?,
+            reasons: reader.reasons()?,
+            fill: reader.fill()?,
+        })
+    }
+}
+
+/// How often a health path was answered, by status.
+#[derive(Debug, Default)]
+pub struct Answers {
+    ok: AtomicU64,
+    unavailable: AtomicU64,
+}
+
+impl Answers {
+    /// Counts one answer.
+    pub(crate) fn count(&self, status: u16) {
+        let counter = if status == 200 {
+            &self.ok
+        } else {
+            &self.unavailable
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn samples(&self) -> [Sample<'static>; 2] {
+        [("200", &self.ok), ("503", &self.unavailable)].map(|(code, counter)| Sample {
+            labels: vec![Cow::Borrowed(code)],
+            value: Value::Count(counter.load(Ordering::Relaxed)),
+        })
+    }
+}
+
+/// Everything the metrics page of a node is made of.
+#[derive(Debug)]
+pub struct NodeMetrics<T> {
+    /// The tables.
+    pub tables: T,
+    /// What the agent last said about itself.
+    pub snapshot: watch::Receiver<Snapshot>,
+    /// What the source cannot take now, by kind of problem.
+    pub source_problems: watch::Receiver<BTreeMap<&'static str, u64>>,
+    /// What this configuration leaves to others.
+    pub not_served: Vec<&'static str>,
+    /// Answers of `/healthz`.
+    pub healthz: Answers,
+    /// Answers of `/livez`.
+    pub livez: Answers,
+}
+
+/// One line of the page: values of the metric's labels in their order, and the value.
+struct Sample<'a> {
+    labels: Vec<Cow<'a, str>>,
+    value: Value,
+}
+
+enum Value {
+    Count(u64),
+    Number(f64),
+    Histogram { sum: f64, buckets: Vec<(f64, u64)> },
+}
+
+impl<'a> Sample<'a> {
+    /// A sample without labels.
+    fn plain(value: Value) -> Self {
+        Self {
+            labels: Vec::new(),
+            value,
+        }
+    }
+
+    fn labelled(labels: impl IntoIterator<Item = &'a str>, value: Value) -> Self {
+        Self {
+            labels: labels.into_iter().map(Cow::Borrowed).collect(),
+            value,
+        }
+    }
+}
+
+/// Writes one metric with its samples.
+fn write<'a>(
+    encoder: &mut DescriptorEncoder<'_>,
+    metric: &Metric,
+    samples: impl IntoIterator<Item = Sample<'a>>,
+) -> fmt::Result {
+    let kind = match metric.kind {
+        Kind::Counter => MetricType::Counter,
+        Kind::Gauge => MetricType::Gauge,
+        Kind::Histogram => MetricType::Histogram,
+    };
+    let mut page = encoder.encode_descriptor(metric.name, metric.help, None, kind)?;
+    for sample in samples {
+        debug_assert_eq!(sample.labels.len(), metric.labels.len(), "{}", metric.name);
+        let labels: Vec<(&str, &str)> = metric
+            .labels
+            .iter()
+            .zip(&sample.labels)
+            .map(|(name, value)| (*name, value.as_ref()))
+            .collect();
+        if labels.is_empty() {
+            write_value(&mut page, metric.kind, sample.value)?;
+        } else {
+            write_value(&mut page.encode_family(&labels)?, metric.kind, sample.value)?;
+        }
+    }
+    Ok(())
+}
+
+fn write_value(line: &mut MetricEncoder<'_>, kind: Kind, value: Value) -> fmt::Result {
+    match (value, kind) {
+        (Value::Count(value), Kind::Counter) => {
+            line.encode_counter::<NoLabelSet, _, f64>(&value, None)
+        }
+        (Value::Number(value), Kind::Counter) => {
+            line.encode_counter::<NoLabelSet, _, f64>(&value, None)
+        }
+        (Value::Count(value), _) => line.encode_gauge(&value),
+        (Value::Number(value), _) => line.encode_gauge(&value),
+        (Value::Histogram { sum, buckets }, _) => {
+            let count = buckets.iter().map(|(_, count)| count).sum();
+            line.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
+        }
+    }
+}
+
+impl<T: TableView> Collector for NodeMetrics<T> {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let encoder = &mut encoder;
+        let tables = self.tables.read();
+        let readable = u64::from(tables.is_ok());
+        match tables {
+            Ok(reading) => {
+                write_services(encoder, &reading.services)?;
+                write_tables(encoder, &reading.reasons, &reading.fill)?;
+            }
+            Err(error) => {
+                tracing::warn!(error = %format!("{:#}", anyhow::Error::from(error)), "tables not readable for metrics");
+            }
+        }
+        write(
+            encoder,
+            &catalog::TABLES_READABLE,
+            [Sample::plain(Value::Count(readable))],
+        )?;
+        write_snapshot(encoder, &self.snapshot.borrow())?;
+        self.write_agent(encoder)?;
+        write_process(encoder, &ProcessFacts::read())
+    }
+}
+
+impl<T> NodeMetrics<T> {
+    /// What the agent knows without tables and snapshot.
+    fn write_agent(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let problems = self.source_problems.borrow().clone();
+        write(
+            encoder,
+            &catalog::SOURCE_PROBLEMS,
+            problems
+                .iter()
+                .map(|(problem, count)| Sample::labelled([*problem], Value::Count(*count))),
+        )?;
+        write(
+            encoder,
+            &catalog::NOT_SERVED,
+            self.not_served
+                .iter()
+                .map(|what| Sample::labelled([*what], Value::Count(1))),
+        )?;
+        write(encoder, &catalog::HEALTHZ, self.healthz.samples())?;
+        write(encoder, &catalog::LIVEZ, self.livez.samples())?;
+        let layout = LAYOUT_VERSION.to_string();
+        write(
+            encoder,
+            &catalog::BUILD,
+            [Sample::labelled(
+                [env!("CARGO_PKG_VERSION"), &layout],
+                Value::Count(1),
+            )],
+        )
+    }
+}
+
+/// The values of the labels that name a service port; `more` follow.
+fn service_labels<'a>(
+    service: &'a ServiceView,
+    more: impl IntoIterator<Item = &'static str>,
+) -> Vec<Cow<'a, str>> {
+    let name = &service.name;
+    [
+        Cow::Borrowed(name.service.namespace.as_str()),
+        Cow::Borrowed(name.service.name.as_str()),
+        Cow::Borrowed(name.port.as_str()),
+        protocol_name(name.protocol),
+        Cow::Borrowed(family_name(name.family)),
+    ]
+    .into_iter()
+    .chain(
+        more.into_iter()
+            .map(|label: &'static str| Cow::Borrowed(label)),
+    )
+    .collect()
+}
+
+/// As Kubernetes writes it; a number where it has no name there.
+pub(crate) fn protocol_name(protocol: Protocol) -> Cow<'static, str> {
+    match protocol {
+        Protocol::TCP => Cow::Borrowed("TCP"),
+        Protocol::UDP => Cow::Borrowed("UDP"),
+        Protocol::SCTP => Cow::Borrowed("SCTP"),
+        other => Cow::Owned(other.0.to_string()),
+    }
+}
+
+/// As kube-proxy labels it.
+pub(crate) const fn family_name(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "IPv4",
+        Family::V6 => "IPv6",
+    }
+}
+
+/// Writes one per-service metric: `values` gives the labels behind the service's own, and the
+/// value, of each series.
+fn write_per_service<const N: usize, const L: usize>(
+    encoder: &mut DescriptorEncoder<'_>,
+    metric: &Metric,
+    services: &[ServiceView],
+    values: impl Fn(&ServiceView) -> [([&'static str; L], u64); N],
+) -> fmt::Result {
+    let samples = services.iter().flat_map(|service| {
+        values(service).map(|(more, value)| Sample {
+            labels: service_labels(service, more),
+            value: Value::Count(value),
+        })
+    });
+    write(encoder, metric, samples)
+}
+
+fn write_services(encoder: &mut DescriptorEncoder<'_>, services: &[ServiceView]) -> fmt::Result {
+    write_per_service(encoder, &catalog::CONNECTIONS, services, |service| {
+        [
+            (["socket"], service.counters.socket_opened),
+            (["tc"], service.counters.tc_opened),
+        ]
+    })?;
+    write_per_service(encoder, &catalog::ACTIVE, services, |service| {
+        let counters = &service.counters;
+        let socket = counters
+            .socket_opened
+            .saturating_sub(counters.socket_closed);
+        let tc = service.endpoints.iter().map(|e| e.active_tc).sum();
+        [(["socket"], socket), (["tc"], tc)]
+    })?;
+    write_per_service(encoder, &catalog::REJECTS, services, |service| {
+        [
+            (["socket"], service.counters.socket_rejected),
+            (["tc"], service.counters.tc_rejected),
+        ]
+    })?;
+    write_per_service(encoder, &catalog::DROPS, services, |service| {
+        [(["tc"], service.counters.tc_dropped)]
+    })?;
+    write_per_service(encoder, &catalog::PACKETS, services, |service| {
+        [
+            (["tc", "in"], service.counters.packets_in),
+            (["tc", "out"], service.counters.packets_out),
+        ]
+    })?;
+    write_per_service(encoder, &catalog::BYTES, services, |service| {
+        [
+            (["tc", "in"], service.counters.bytes_in),
+            (["tc", "out"], service.counters.bytes_out),
+        ]
+    })?;
+    write_per_service(encoder, &catalog::ENDPOINTS, services, |service| {
+        let in_state = |state| {
+            service
+                .endpoints
+                .iter()
+                .filter(|e| e.state == state)
+                .count() as u64
+        };
+        [
+            (["active"], in_state(BackendState::Active)),
+            (["draining"], in_state(BackendState::Draining)),
+        ]
+    })
+}
+
+fn write_tables(
+    encoder: &mut DescriptorEncoder<'_>,
+    reasons: &[(Reason, u64)],
+    fill: &[Fill],
+) -> fmt::Result {
+    let counted = reasons
+        .iter()
+        .filter(|(reason, _)| *reason != Reason::NotOurs);
+    write(
+        encoder,
+        &catalog::REASONS,
+        counted.map(|(reason, count)| Sample::labelled([reason.name()], Value::Count(*count))),
+    )?;
+    for (metric, of) in [
+        (&catalog::TABLE_USED, (|fill| fill.used) as fn(&Fill) -> u64),
+        (&catalog::TABLE_CAPACITY, |fill| fill.capacity),
+    ] {
+        write(
+            encoder,
+            metric,
+            fill.iter()
+                .map(|fill| Sample::labelled([fill.table], Value::Count(of(fill)))),
+        )?;
+    }
+    Ok(())
+}
+
+fn write_snapshot(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> fmt::Result {
+    let probe = snapshot
+        .probe
+        .as_ref()
+        .map(|answer| u64::from(answer.is_ok()));
+    let last_sync = snapshot
+        .last_sync
+        .and_then(|at: SystemTime| at.duration_since(UNIX_EPOCH).ok());
+    write(
+        encoder,
+        &catalog::SYNCED,
+        [Sample::plain(Value::Count(snapshot.synced.into()))],
+    )?;
+    write(
+        encoder,
+        &catalog::PROBE,
+        probe.map(|value| Sample::plain(Value::Count(value))),
+    )?;
+    write(
+        encoder,
+        &catalog::LAST_SYNC,
+        last_sync.map(|at| Sample::plain(Value::Number(at.as_secs_f64()))),
+    )?;
+    let bounds = LATENCY_BUCKETS.into_iter().chain([f64::INFINITY]);
+    write(
+        encoder,
+        &catalog::PROGRAMMING,
+        [Sample::plain(Value::Histogram {
+            sum: snapshot.latency_sum,
+            buckets: bounds.zip(snapshot.latency).collect(),
+        })],
+    )?;
+    for (metric, value) in [
+        (&catalog::SYNCS, snapshot.syncs),
+        (&catalog::WRITES, snapshot.writes),
+        (&catalog::WRITE_FAILURES, snapshot.write_failures),
+        (&catalog::SERVICES, snapshot.services as u64),
+        (&catalog::ALL_ENDPOINTS, snapshot.endpoints as u64),
+        (&catalog::DEVICES, snapshot.devices.len() as u64),
+    ] {
+        write(encoder, metric, [Sample::plain(Value::Count(value))])?;
+    }
+    let mut refusals: BTreeMap<&str, u64> = BTreeMap::new();
+    for refusal in &snapshot.refusals {
+        *refusals.entry(&refusal.reason).or_default() += 1;
+    }
+    write(
+        encoder,
+        &catalog::REFUSALS,
+        refusals
+            .iter()
+            .map(|(reason, count)| Sample::labelled([*reason], Value::Count(*count))),
+    )
+}
+
+fn write_process(encoder: &mut DescriptorEncoder<'_>, facts: &ProcessFacts) -> fmt::Result {
+    for (metric, value) in [
+        (&catalog::PROCESS_CPU, facts.cpu_seconds.map(Value::Number)),
+        (
+            &catalog::PROCESS_RESIDENT,
+            facts.resident_bytes.map(Value::Count),
+        ),
+        (
+            &catalog::PROCESS_VIRTUAL,
+            facts.virtual_bytes.map(Value::Count),
+        ),
+        (&catalog::PROCESS_FDS, facts.open_fds.map(Value::Count)),
+        (
+            &catalog::PROCESS_START,
+            facts.start_seconds.map(Value::Number),
+        ),
+    ] {
+        write(encoder, metric, value.map(Sample::plain))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,17 @@
+//! What the agent tells machines: `/metrics`, `/healthz`, `/livez`. Reads tables and snapshots;
+//! changes nothing.
+
+pub mod catalog;
+mod collector;
+pub mod health;
+mod http;
+mod process;
+pub mod reference;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use collector::{Answers, NodeMetrics, PinnedTables, Reading, TableView};
+pub(crate) use collector::{family_name, protocol_name};
+pub use http::{BindError, Served, serve_health, serve_metrics};
