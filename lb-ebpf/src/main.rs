@@ -7,7 +7,6 @@
 #[cfg(feature = "atomics")]
 mod atomic;
 mod env;
-#[cfg(feature = "atomics")]
 mod flows;
 mod maps;
 

@@ -14,6 +14,7 @@
 
 mod place;
 mod record;
+pub mod script;
 mod table;
 
 #[cfg(any(test, feature = "host"))]

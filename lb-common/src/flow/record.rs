@@ -147,6 +147,27 @@ impl Record {
         ]
     }
 
+    /// The record with another word 0.
+    #[inline(always)]
+    pub const fn with_control(mut self, control: Control) -> Self {
+        self.words[CONTROL] = control.0;
+        self
+    }
+
+    /// The record as if it had been read from `bucket`.
+    #[inline(always)]
+    pub const fn in_bucket(mut self, bucket: u32) -> Self {
+        self.words[HOME] = bucket as u64;
+        self
+    }
+
+    /// The record with this SNAT end.
+    #[inline(always)]
+    pub const fn with_snat(mut self, port: Port, address: SnatAddressIndex) -> Self {
+        self.words[TAIL] = self.words[TAIL] & 0xffff_ffff | tail_snat(port, address);
+        self
+    }
+
     /// The bucket the record was read from.
     #[inline(always)]
     pub const fn bucket(&self) -> u32 {
