@@ -85,6 +85,21 @@ impl Addr {
         self.0[0] == 0 && self.0[1] & V4_MAPPED_MASK == V4_MAPPED
     }
 
+    /// True for `::` and for 0.0.0.0: "no address", or "any".
+    #[inline(always)]
+    pub const fn is_unspecified(&self) -> bool {
+        self.0[0] == 0 && (self.0[1] == 0 || self.0[1] == V4_MAPPED)
+    }
+
+    /// True for 127.0.0.0/8 and `::1`.
+    #[inline(always)]
+    pub const fn is_loopback(&self) -> bool {
+        const V6: u64 = u64::from_ne_bytes([0, 0, 0, 0, 0, 0, 0, 1]);
+        const V4: u64 = u64::from_ne_bytes([0, 0, 0xff, 0xff, 127, 0, 0, 0]);
+        const V4_MASK: u64 = u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0]);
+        self.0[0] == 0 && (self.0[1] == V6 || self.0[1] & V4_MASK == V4)
+    }
+
     /// The address under a network mask of the same form; [`Prefix`] is how masks are made.
     #[inline(always)]
     #[must_use = "the address itself is not changed"]
@@ -343,6 +358,24 @@ mod tests {
             if ip.is_ipv4() {
                 assert_eq!(Addr::from_v4_word(addr.v4_word()), addr);
             }
+        }
+    }
+
+    #[test]
+    fn loopback_and_unspecified_are_known_in_both_families() {
+        for (text, loopback, unspecified) in [
+            ("127.0.0.1", true, false),
+            ("127.255.1.2", true, false),
+            ("::1", true, false),
+            ("128.0.0.1", false, false),
+            ("10.0.0.1", false, false),
+            ("::2", false, false),
+            ("0.0.0.0", false, true),
+            ("::", false, true),
+        ] {
+            let addr = Addr::from(text.parse::<IpAddr>().unwrap());
+            assert_eq!(addr.is_loopback(), loopback, "{text}");
+            assert_eq!(addr.is_unspecified(), unspecified, "{text}");
         }
     }
 

@@ -19,5 +19,6 @@ pub mod flow;
 pub mod hash;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
+pub mod socket;
 pub mod table;
 pub mod verdict;

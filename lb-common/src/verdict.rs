@@ -50,11 +50,14 @@ pub enum Reason {
     SocketRejectLeftToPacketPath = 20,
     /// A frontend, service, slot or backend that should be there was not: left to the stack.
     TableInconsistent = 21,
+    /// A socket bound to a loopback address called a service with backends elsewhere: no packet
+    /// may leave from there, and a socket hook cannot change the source. Left to the packet path.
+    SocketLoopbackSource = 22,
 }
 
 impl Reason {
     /// Number of reasons: the size of `lb_reasons`.
-    pub const COUNT: u32 = 22;
+    pub const COUNT: u32 = 23;
 
     /// Every reason, in order of its number.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -80,6 +83,7 @@ impl Reason {
         Self::IcmpErrorTranslated,
         Self::SocketRejectLeftToPacketPath,
         Self::TableInconsistent,
+        Self::SocketLoopbackSource,
     ];
 
     /// The reason's name in metrics and logs.
@@ -107,6 +111,7 @@ impl Reason {
             Self::IcmpErrorTranslated => "icmp_error_translated",
             Self::SocketRejectLeftToPacketPath => "socket_reject_left_to_packet_path",
             Self::TableInconsistent => "table_inconsistent",
+            Self::SocketLoopbackSource => "socket_loopback_source",
         }
     }
 }

@@ -9,6 +9,8 @@ mod atomic;
 mod env;
 mod flows;
 mod maps;
+mod socket;
+mod sockops;
 
 #[cfg(not(test))]
 #[panic_handler]

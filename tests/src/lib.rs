@@ -2,4 +2,6 @@
 
 pub mod endtoend;
 pub mod foreign;
+pub mod kernel;
+pub mod socket_world;
 pub mod stage;

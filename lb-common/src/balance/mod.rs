@@ -131,7 +131,7 @@ pub fn find_frontend(
 
 /// Policy of `SERVICE-SEMANTICS` 5.2 and 7 in one place: which set, and is the source replaced?
 #[inline(always)]
-fn policy(
+pub(crate) fn policy(
     config: &Config,
     frontend: &Frontend,
     service: &Service,
@@ -235,6 +235,29 @@ pub fn decide<T: Tables, E: Env>(
         service: id,
         masquerade,
     })
+}
+
+/// The slot `index` places after the first of the service's window, counted around it: how a caller
+/// who cannot use what [`decide`] chose looks for another. `None` where there is no such slot, or
+/// the tables are changing.
+#[inline(always)]
+pub(crate) fn slot_at(
+    tables: &impl Tables,
+    service: ServiceId,
+    local: bool,
+    index: u32,
+) -> Option<(BackendId, Endpoint)> {
+    let window = Window::from_word(tables.service_window(service, local)?);
+    let place = index.checked_rem(u32::from(window.count))?;
+    let slot = tables.slot(window.start.wrapping_add(place))?;
+    if slot.generation != window.generation || slot.service != service {
+        return None;
+    }
+    let endpoint = Endpoint {
+        addr: slot.addr,
+        port: slot.port,
+    };
+    Some((slot.backend, endpoint))
 }
 
 /// The backend a client was sent to last, if it is still in time and in the set of this path.

@@ -68,7 +68,8 @@ pub struct Conversation {
 pub struct UnconnectedSocket {
     /// Entries at and above this number were never used.
     pub used: u32,
-    /// Where a search leaves its finding (see `socket::conversations`).
+    /// Where a search leaves its finding: a number that came out of memory is any number to the
+    /// verifier, one that came out of the loop is 128 different programs.
     pub found: u32,
     /// The entries.
     pub entries: [Conversation; CONVERSATIONS],
@@ -84,6 +85,14 @@ pub struct NamespaceAddresses {
     pub v4: Addr,
     /// IPv6, unspecified while unknown.
     pub v6: Addr,
+}
+
+impl NamespaceAddresses {
+    /// The address of the family that `of` belongs to.
+    #[inline(always)]
+    pub const fn of_family(&self, of: &Addr) -> Addr {
+        if of.is_v4() { self.v4 } else { self.v6 }
+    }
 }
 
 const _: () = {

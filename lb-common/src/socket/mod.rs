@@ -1,0 +1,319 @@
+//! The socket path: where does this socket's connection or datagram go, and whom does it believe
+//! to be talking to?
+//!
+//! Here live the rules of `connect`, `sendmsg`, `recvmsg`, `getpeername`, release and "source
+//! chosen", over the traits [`Socket`] and [`SocketTables`]; the cgroup hooks only carry contexts
+//! to them. What the hooks cannot do exactly (drop silently, replace the source) they leave
+//! untranslated to the packet path, counted.
+
+mod client;
+mod conversations;
+mod datagram;
+
+pub use datagram::{IDLE_SECONDS, recvmsg, sendmsg};
+
+use crate::addr::{Addr, BackendId, Endpoint, Protocol, ServiceId};
+use crate::balance::{Choice, Decision, decide, find_frontend};
+use crate::env::{Env, Tables};
+use crate::feature::Feature;
+use crate::table::{
+    Config, ConfigFlags, ConnectedSocket, Frontend, FrontendKey, NamespaceAddresses, SocketMode,
+    UnconnectedSocket,
+};
+use crate::verdict::Reason;
+use client::Caller;
+
+/// The records that live with one socket.
+pub trait Records {
+    /// Access to the record of its connection, `None` if there is none (and, with `create`, none
+    /// could be made). A new record is zeroed.
+    fn with_record<R>(
+        &self,
+        create: bool,
+        access: impl FnOnce(&mut ConnectedSocket) -> R,
+    ) -> Option<R>;
+    /// The same for its conversations, with nobody else reading or writing them meanwhile.
+    /// `access` must not ask the tables.
+    fn with_conversations<R>(
+        &self,
+        create: bool,
+        access: impl FnOnce(&mut UnconnectedSocket) -> R,
+    ) -> Option<R>;
+    /// A last look at its conversations while it is being released: nobody else has it.
+    fn last_conversations<R>(&self, access: impl FnOnce(&UnconnectedSocket) -> R) -> Option<R>;
+}
+
+/// One socket, as the hooks of addresses see it.
+pub trait Socket: Records {
+    /// The source address it is bound to (by `bind`, or by an earlier `connect`); unspecified if
+    /// routing will choose.
+    fn source(&self) -> Addr;
+    /// True while the kernel has a peer for it. A record outlives `connect(AF_UNSPEC)`, which
+    /// passes no hook; this does not.
+    fn is_connected(&self) -> bool;
+    /// The cookie of its network namespace.
+    fn namespace(&self) -> u64;
+    /// True if that is the kernel's first namespace.
+    fn is_in_first_namespace(&self) -> bool;
+    /// True if the running kernel has this [`Feature`].
+    fn kernel_has(&self, feature: u32) -> bool;
+}
+
+/// What a connection counts as.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Count {
+    /// It begins.
+    Opened,
+    /// It ends.
+    Closed,
+}
+
+/// The tables that only the socket path reads or writes.
+pub trait SocketTables: Tables {
+    /// The known addresses of the network namespace with this cookie.
+    fn namespace_addresses(&self, cookie: u64) -> Option<NamespaceAddresses>;
+    /// Remembers them.
+    fn learn_namespace(&self, cookie: u64, addresses: &NamespaceAddresses);
+    /// Counts a connection (or UDP conversation) for its service port and its backend.
+    fn count_connection(&self, service: ServiceId, backend: BackendId, what: Count);
+    /// Counts a refusal.
+    fn count_refusal(&self, service: ServiceId);
+}
+
+/// What `connect` or `sendmsg` asks for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Request {
+    /// The destination asked.
+    pub to: Endpoint,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The source asked for this datagram (`IP_PKTINFO`), else unspecified.
+    pub source: Addr,
+}
+
+/// What the hook does.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[must_use]
+pub enum SocketVerdict {
+    /// Nothing: it is no service's, or the packet path decides.
+    Untouched,
+    /// Replace the address.
+    Translate(Endpoint),
+    /// Fail with `ECONNREFUSED`.
+    Refuse,
+}
+
+/// What was found out about a request.
+enum Answer {
+    Leave,
+    Refuse,
+    Send(Choice, u32),
+}
+
+/// The frontend a socket asks for, and who asks; `None` if it is no service's or sockets of this
+/// kind are not balanced here.
+#[inline(always)]
+fn find<'t, T: SocketTables>(
+    tables: &'t T,
+    socket: &impl Socket,
+    request: &Request,
+) -> Option<(&'t Config, Frontend, bool)> {
+    let config = tables.config()?;
+    if request.protocol != Protocol::TCP && request.protocol != Protocol::UDP {
+        return None;
+    }
+    if config.socket_mode == SocketMode::Off as u32 {
+        return None;
+    }
+    let to = &request.to;
+    // To the kernel 0.0.0.0 as a destination is this host.
+    let loops = to.addr == Addr::from_v4_word(0) || to.addr.is_loopback();
+    let frontend = if loops {
+        // In a namespace that is not the host's, 127.0.0.1 is somebody else.
+        if !config.has(ConfigFlags::LOCALHOST_NODE_PORTS)
+            || !to.addr.is_v4()
+            || !tables.may_be_frontend(config, &Addr::UNSPECIFIED, to.port, request.protocol)
+            || !client::is_host(config, socket)
+        {
+            return None;
+        }
+        tables.frontend(&FrontendKey::node_port(&to.addr, to.port, request.protocol))?
+    } else {
+        find_frontend(tables, config, to, request.protocol)?
+    };
+    let host = client::is_host(config, socket);
+    if config.socket_mode == SocketMode::HostOnly as u32 && !host {
+        return None;
+    }
+    Some((config, frontend, host))
+}
+
+/// Asks the balancer, and says what of its answer a socket can carry out.
+#[inline(always)]
+fn balance<T: SocketTables, E: Env, S: Socket>(
+    tables: &T,
+    env: &E,
+    socket: &S,
+    request: &Request,
+    config: &Config,
+    frontend: &Frontend,
+    caller: &Caller,
+) -> Answer {
+    let decision = decide(
+        tables,
+        env,
+        config,
+        frontend,
+        caller.origin,
+        caller.client,
+        &request.to.addr,
+    );
+    match decision {
+        Decision::Forward(choice) => {
+            if caller.source.is_loopback() && !choice.endpoint.addr.is_loopback() {
+                tables.count(Reason::SocketLoopbackSource);
+                return Answer::Leave;
+            }
+            Answer::Send(choice, caller.record_flags)
+        }
+        Decision::Reject(service) => {
+            if !socket.kernel_has(Feature::SET_RETVAL) {
+                tables.count(Reason::SocketRejectLeftToPacketPath);
+                return Answer::Leave;
+            }
+            tables.count(Reason::RejectedNoEndpoint);
+            tables.count_refusal(service);
+            Answer::Refuse
+        }
+        Decision::Drop(_) => {
+            tables.count(Reason::SocketDropLeftToPacketPath);
+            Answer::Leave
+        }
+        Decision::Unstable => {
+            tables.count(Reason::WindowUnstable);
+            Answer::Leave
+        }
+    }
+}
+
+/// `connect()`, before the kernel chooses route and source. The record of an earlier connection
+/// ends here, whatever the answer: it must never speak for another one.
+#[inline(always)]
+pub fn connect<T: SocketTables, E: Env, S: Socket>(
+    tables: &T,
+    env: &E,
+    socket: &S,
+    request: &Request,
+) -> SocketVerdict {
+    let answer = match find(tables, socket, request) {
+        Some((config, frontend, host)) => {
+            match Caller::identify(tables, env, socket, request, config, &frontend, host) {
+                Some(caller) => balance(tables, env, socket, request, config, &frontend, &caller),
+                None => Answer::Leave,
+            }
+        }
+        None => Answer::Leave,
+    };
+    let (choice, flags) = match answer {
+        Answer::Send(choice, flags) => (choice, flags),
+        Answer::Leave => {
+            forget(tables, socket);
+            return SocketVerdict::Untouched;
+        }
+        Answer::Refuse => {
+            forget(tables, socket);
+            return SocketVerdict::Refuse;
+        }
+    };
+    let record = ConnectedSocket {
+        frontend: request.to.addr,
+        backend_addr: choice.endpoint.addr,
+        frontend_port: request.to.port,
+        backend_port: choice.endpoint.port,
+        backend: choice.backend,
+        service: choice.service,
+        flags,
+    };
+    let Some(earlier) = socket.with_record(true, |slot| {
+        let earlier = (slot.service, slot.backend);
+        *slot = record;
+        earlier
+    }) else {
+        tables.count(Reason::SocketStorageExhausted);
+        return SocketVerdict::Untouched;
+    };
+    close(tables, earlier);
+    tables.count(Reason::Opened);
+    tables.count_connection(choice.service, choice.backend, Count::Opened);
+    SocketVerdict::Translate(choice.endpoint)
+}
+
+/// Ends the record of an earlier connection, if there is one.
+#[inline(always)]
+fn forget<T: SocketTables, S: Records>(tables: &T, socket: &S) {
+    let earlier = socket.with_record(false, |slot| {
+        let earlier = (slot.service, slot.backend);
+        slot.backend = BackendId(0);
+        earlier
+    });
+    if let Some(earlier) = earlier {
+        close(tables, earlier);
+    }
+}
+
+#[inline(always)]
+fn close<T: SocketTables>(tables: &T, (service, backend): (ServiceId, BackendId)) {
+    if backend != BackendId(0) {
+        tables.count_connection(service, backend, Count::Closed);
+    }
+}
+
+/// `getpeername()` is about to show `peer`: what it should show instead.
+#[inline(always)]
+pub fn getpeername<S: Records>(socket: &S, peer: &Endpoint) -> Option<Endpoint> {
+    recorded(socket, peer).map(|record| Endpoint {
+        addr: record.frontend,
+        port: record.frontend_port,
+    })
+}
+
+/// The record of the connection, if its backend is `peer`.
+#[inline(always)]
+fn recorded<S: Records>(socket: &S, peer: &Endpoint) -> Option<ConnectedSocket> {
+    let record = socket.with_record(false, |record| *record)?;
+    let ours = record.backend != BackendId(0)
+        && record.backend_addr == peer.addr
+        && record.backend_port == peer.port;
+    ours.then_some(record)
+}
+
+/// The kernel has chosen the source of a TCP connection, and the SYN is not sent yet: the first
+/// moment at which the address of a new namespace is known. `namespace` gives its cookie.
+#[inline(always)]
+pub fn source_chosen<T: SocketTables, E: Env, S: Records>(
+    tables: &T,
+    env: &E,
+    socket: &S,
+    source: &Addr,
+    namespace: impl FnOnce() -> u64,
+) {
+    if let Some(record) = socket.with_record(false, |record| *record) {
+        client::adopt(tables, env, socket, &record, source, namespace);
+    }
+}
+
+/// The last descriptor of the socket is closed: what it had counted as active ends.
+#[inline(always)]
+pub fn release<T: SocketTables, S: Records>(tables: &T, socket: &S) {
+    forget(tables, socket);
+    socket.last_conversations(|table| {
+        let mut index = 0;
+        while let Some(entry) = table.entries.get(index) {
+            if index >= table.used as usize {
+                break;
+            }
+            close(tables, (entry.service, entry.backend));
+            index += 1;
+        }
+    });
+}

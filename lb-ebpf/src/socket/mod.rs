@@ -1,0 +1,368 @@
+//! The cgroup hooks of addresses: `connect`, `sendmsg`, `recvmsg`, `getpeername`, and the release
+//! of a socket. All of them let the call proceed (1); refusing sets the errno and returns 0.
+
+pub(crate) mod records;
+
+use crate::env::{Kernel, has};
+use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_set_retval};
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
+use aya_ebpf::programs::{SockAddrContext, SockContext};
+use core::ptr;
+use lb_common::addr::{Addr, Endpoint, Port, Protocol};
+use lb_common::feature::Feature;
+use lb_common::socket::{self, Records, Request, Socket, SocketVerdict};
+use lb_common::table::{ConnectedSocket, UnconnectedSocket};
+use records::Storage;
+
+/// The kernel's return values of these hooks.
+const PROCEED: i32 = 1;
+const FAIL: i32 = 0;
+
+/// `ECONNREFUSED`, the same number on every architecture BPF runs on but MIPS and Alpha.
+const ECONNREFUSED: i32 = 111;
+/// `AF_INET6`.
+const AF_INET6: u32 = 10;
+/// The state of a socket that has a peer (`TCP_ESTABLISHED`, for UDP as well).
+const ESTABLISHED: u32 = 1;
+/// `IPPROTO_MPTCP`: its first subflow connects as TCP.
+const MPTCP: u32 = 262;
+
+/// Which of the pair of hooks runs: the context's fields of the other family cannot be read.
+trait Family {
+    /// The address the caller asks for or is about to see.
+    fn user(ctx: *mut bpf_sock_addr) -> Addr;
+    /// Replaces it.
+    fn set_user(ctx: *mut bpf_sock_addr, addr: &Addr);
+    /// The source asked for one datagram.
+    fn message_source(ctx: *mut bpf_sock_addr) -> Addr;
+    /// The source the socket is bound to.
+    fn bound(sk: *mut bpf_sock) -> Addr;
+}
+
+/// The hooks of IPv4.
+struct V4;
+/// The hooks of IPv6, which see IPv4-mapped addresses too.
+struct V6;
+
+/// Reads a field of a context or of its socket: exactly one load of the field's width, as the
+/// verifier demands; the compiler may not join it with its neighbour's.
+macro_rules! field {
+    ($object:expr, $($field:tt)+) => {
+        // SAFETY: the object is the program's context or the socket it points to, both live for
+        // the whole program.
+        unsafe { (&raw const (*$object).$($field)+).read_volatile() }
+    };
+}
+
+/// Writes a field of a context, likewise.
+macro_rules! set_field {
+    ($object:expr, $value:expr, $($field:tt)+) => {
+        // SAFETY: as in `field`; the hook may write this field.
+        unsafe { (&raw mut (*$object).$($field)+).write_volatile($value) }
+    };
+}
+
+impl Family for V4 {
+    #[inline(always)]
+    fn user(ctx: *mut bpf_sock_addr) -> Addr {
+        Addr::from_v4_word(field!(ctx, user_ip4))
+    }
+
+    #[inline(always)]
+    fn set_user(ctx: *mut bpf_sock_addr, addr: &Addr) {
+        set_field!(ctx, addr.v4_word(), user_ip4);
+    }
+
+    #[inline(always)]
+    fn message_source(ctx: *mut bpf_sock_addr) -> Addr {
+        Addr::from_v4_word(field!(ctx, msg_src_ip4))
+    }
+
+    #[inline(always)]
+    fn bound(sk: *mut bpf_sock) -> Addr {
+        Addr::from_v4_word(field!(sk, src_ip4))
+    }
+}
+
+impl Family for V6 {
+    #[inline(always)]
+    fn user(ctx: *mut bpf_sock_addr) -> Addr {
+        Addr::from_v6_words([
+            field!(ctx, user_ip6[0]),
+            field!(ctx, user_ip6[1]),
+            field!(ctx, user_ip6[2]),
+            field!(ctx, user_ip6[3]),
+        ])
+    }
+
+    #[inline(always)]
+    fn set_user(ctx: *mut bpf_sock_addr, addr: &Addr) {
+        let [a, b, c, d] = addr.words();
+        set_field!(ctx, a, user_ip6[0]);
+        set_field!(ctx, b, user_ip6[1]);
+        set_field!(ctx, c, user_ip6[2]);
+        set_field!(ctx, d, user_ip6[3]);
+    }
+
+    #[inline(always)]
+    fn message_source(ctx: *mut bpf_sock_addr) -> Addr {
+        Addr::from_v6_words([
+            field!(ctx, msg_src_ip6[0]),
+            field!(ctx, msg_src_ip6[1]),
+            field!(ctx, msg_src_ip6[2]),
+            field!(ctx, msg_src_ip6[3]),
+        ])
+    }
+
+    #[inline(always)]
+    fn bound(sk: *mut bpf_sock) -> Addr {
+        Addr::from_v6_words([
+            field!(sk, src_ip6[0]),
+            field!(sk, src_ip6[1]),
+            field!(sk, src_ip6[2]),
+            field!(sk, src_ip6[3]),
+        ])
+    }
+}
+
+/// The socket of a sock_addr program.
+struct AddressedSocket {
+    ctx: *mut bpf_sock_addr,
+    sk: *mut bpf_sock,
+    bound: fn(*mut bpf_sock) -> Addr,
+}
+
+impl AddressedSocket {
+    #[inline(always)]
+    fn new<F: Family>(ctx: &SockAddrContext) -> Self {
+        Self {
+            ctx: ctx.sock_addr,
+            sk: field!(ctx.sock_addr, __bindgen_anon_1.sk),
+            bound: F::bound,
+        }
+    }
+
+    #[inline(always)]
+    fn storage(&self) -> Storage {
+        Storage(self.sk.cast())
+    }
+}
+
+impl Records for AddressedSocket {
+    #[inline(always)]
+    fn with_record<R>(
+        &self,
+        create: bool,
+        access: impl FnOnce(&mut ConnectedSocket) -> R,
+    ) -> Option<R> {
+        self.storage().with_record(create, access)
+    }
+
+    #[inline(always)]
+    fn with_conversations<R>(
+        &self,
+        create: bool,
+        access: impl FnOnce(&mut UnconnectedSocket) -> R,
+    ) -> Option<R> {
+        self.storage().with_conversations(create, access)
+    }
+
+    #[inline(always)]
+    fn last_conversations<R>(&self, access: impl FnOnce(&UnconnectedSocket) -> R) -> Option<R> {
+        self.storage().last_conversations(access)
+    }
+}
+
+impl Socket for AddressedSocket {
+    #[inline(always)]
+    fn source(&self) -> Addr {
+        (self.bound)(self.sk)
+    }
+
+    #[inline(always)]
+    fn is_connected(&self) -> bool {
+        field!(self.sk, state) == ESTABLISHED
+    }
+
+    #[inline(always)]
+    fn namespace(&self) -> u64 {
+        // SAFETY: the helper takes this program's context.
+        unsafe { bpf_get_netns_cookie(self.ctx.cast()) }
+    }
+
+    #[inline(always)]
+    fn is_in_first_namespace(&self) -> bool {
+        // SAFETY: without a context the helper answers for the first namespace.
+        self.namespace() == unsafe { bpf_get_netns_cookie(ptr::null_mut()) }
+    }
+
+    #[inline(always)]
+    fn kernel_has(&self, feature: u32) -> bool {
+        has(feature)
+    }
+}
+
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the port is the low half")]
+fn user_port(ctx: *mut bpf_sock_addr) -> Port {
+    Port(field!(ctx, user_port) as u16)
+}
+
+#[inline(always)]
+fn user<F: Family>(ctx: &SockAddrContext) -> Endpoint {
+    Endpoint {
+        addr: F::user(ctx.sock_addr),
+        port: user_port(ctx.sock_addr),
+    }
+}
+
+#[inline(always)]
+fn set_user<F: Family>(ctx: &SockAddrContext, endpoint: &Endpoint) {
+    F::set_user(ctx.sock_addr, &endpoint.addr);
+    set_field!(ctx.sock_addr, u32::from(endpoint.port.0), user_port);
+}
+
+/// The socket's protocol; anything that is neither TCP nor UDP comes out as 0.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "only numbers below 256 are cast")]
+fn protocol(ctx: &SockAddrContext) -> Protocol {
+    match field!(ctx.sock_addr, protocol) {
+        MPTCP => Protocol::TCP,
+        number if number == u32::from(Protocol::TCP.0) || number == u32::from(Protocol::UDP.0) => {
+            Protocol(number as u8)
+        }
+        _ => Protocol(0),
+    }
+}
+
+/// Carries out a verdict on a destination.
+#[inline(always)]
+fn carry_out<F: Family>(ctx: &SockAddrContext, verdict: SocketVerdict) -> i32 {
+    match verdict {
+        SocketVerdict::Untouched => PROCEED,
+        SocketVerdict::Translate(endpoint) => {
+            set_user::<F>(ctx, &endpoint);
+            PROCEED
+        }
+        SocketVerdict::Refuse => {
+            // The core refuses only where the kernel has the helper; asked again, so that it is
+            // not even verified elsewhere.
+            if !has(Feature::SET_RETVAL) {
+                return PROCEED;
+            }
+            // SAFETY: the helper takes a number.
+            unsafe { bpf_set_retval(-ECONNREFUSED) };
+            FAIL
+        }
+    }
+}
+
+#[inline(always)]
+fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
+    let request = Request {
+        to: user::<F>(ctx),
+        protocol: protocol(ctx),
+        source: Addr::UNSPECIFIED,
+    };
+    let verdict = socket::connect(
+        &Kernel,
+        &Kernel,
+        &AddressedSocket::new::<F>(ctx),
+        &request,
+    );
+    carry_out::<F>(ctx, verdict)
+}
+
+#[inline(always)]
+fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
+    let request = Request {
+        to: user::<F>(ctx),
+        protocol: protocol(ctx),
+        source: F::message_source(ctx.sock_addr),
+    };
+    let verdict = socket::sendmsg(
+        &Kernel,
+        &Kernel,
+        &AddressedSocket::new::<F>(ctx),
+        &request,
+    );
+    carry_out::<F>(ctx, verdict)
+}
+
+#[inline(always)]
+fn recvmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
+    let socket = AddressedSocket::new::<F>(ctx);
+    if let Some(asked) = socket::recvmsg(&Kernel, &Kernel, &socket, &user::<F>(ctx)) {
+        set_user::<F>(ctx, &asked);
+    }
+    PROCEED
+}
+
+#[inline(always)]
+fn getpeername<F: Family>(ctx: &SockAddrContext) -> i32 {
+    let socket = AddressedSocket::new::<F>(ctx);
+    if let Some(asked) = socket::getpeername(&socket, &user::<F>(ctx)) {
+        set_user::<F>(ctx, &asked);
+    }
+    PROCEED
+}
+
+/// `connect()` to an IPv4 address, TCP Fast Open and io_uring included.
+#[cgroup_sock_addr(connect4)]
+pub(crate) fn lb_connect4(ctx: SockAddrContext) -> i32 {
+    connect::<V4>(&ctx)
+}
+
+/// `connect()` on an IPv6 socket.
+#[cgroup_sock_addr(connect6)]
+pub(crate) fn lb_connect6(ctx: SockAddrContext) -> i32 {
+    // The kernel refuses other families only after this hook.
+    if field!(ctx.sock_addr, user_family) != AF_INET6 {
+        return PROCEED;
+    }
+    connect::<V6>(&ctx)
+}
+
+/// `sendmsg()` with an IPv4 address, also an IPv4-mapped one.
+#[cgroup_sock_addr(sendmsg4)]
+pub(crate) fn lb_sendmsg4(ctx: SockAddrContext) -> i32 {
+    sendmsg::<V4>(&ctx)
+}
+
+/// `sendmsg()` with an IPv6 address.
+#[cgroup_sock_addr(sendmsg6)]
+pub(crate) fn lb_sendmsg6(ctx: SockAddrContext) -> i32 {
+    sendmsg::<V6>(&ctx)
+}
+
+/// `recvmsg()` on an IPv4 UDP socket.
+#[cgroup_sock_addr(recvmsg4)]
+pub(crate) fn lb_recvmsg4(ctx: SockAddrContext) -> i32 {
+    recvmsg::<V4>(&ctx)
+}
+
+/// `recvmsg()` on an IPv6 UDP socket, which shows IPv4 sources IPv4-mapped.
+#[cgroup_sock_addr(recvmsg6)]
+pub(crate) fn lb_recvmsg6(ctx: SockAddrContext) -> i32 {
+    recvmsg::<V6>(&ctx)
+}
+
+/// `getpeername()` on an IPv4 socket.
+#[cgroup_sock_addr(getpeername4)]
+pub(crate) fn lb_getpeername4(ctx: SockAddrContext) -> i32 {
+    getpeername::<V4>(&ctx)
+}
+
+/// `getpeername()` on an IPv6 socket.
+#[cgroup_sock_addr(getpeername6)]
+pub(crate) fn lb_getpeername6(ctx: SockAddrContext) -> i32 {
+    getpeername::<V6>(&ctx)
+}
+
+/// The last descriptor of a socket is closed.
+#[cgroup_sock(sock_release)]
+pub(crate) fn lb_sock_release(ctx: SockContext) -> i32 {
+    socket::release(&Kernel, &Storage(ctx.sock.cast()));
+    PROCEED
+}

@@ -1,0 +1,270 @@
+//! The object in the kernel without the agent: load, attach, write tables by hand, read counters.
+//!
+//! Kernel tests use it to prove what the programs do with given tables; how the agent fills them is
+//! proved elsewhere.
+
+use anyhow::{Context, Result, anyhow};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, Program, SockOps};
+use aya::util::KernelVersion;
+use aya::{Ebpf, EbpfLoader, Pod};
+use lb_common::addr::{Addr, BackendId, Port, Protocol, ServiceId};
+use lb_common::feature::{self, Feature};
+use lb_common::table::{
+    AddressBits, Backend, BackendCounters, Config, Frontend, FrontendKey, LocalAddress, Service,
+    ServiceCounters, Slot, name,
+};
+use lb_common::verdict::Reason;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// A table type as aya wants it.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Raw<T>(pub T);
+
+// SAFETY: the bounds prove what `Pod` asks for: any bytes are a valid value, none are padding.
+unsafe impl<T: Copy + FromBytes + IntoBytes + Immutable + 'static> Pod for Raw<T> {}
+
+/// The socket programs, in no particular order.
+pub const SOCKET_PROGRAMS: [&str; 10] = [
+    "lb_connect4",
+    "lb_connect6",
+    "lb_sendmsg4",
+    "lb_sendmsg6",
+    "lb_recvmsg4",
+    "lb_recvmsg6",
+    "lb_getpeername4",
+    "lb_getpeername6",
+    "lb_sock_release",
+    "lb_sockops",
+];
+
+/// The loaded object: its maps exist, its programs are loaded when first asked for.
+pub struct KernelObject {
+    ebpf: Ebpf,
+}
+
+/// Where the object is: `LB_EBPF_OBJECT`, else where `cargo xtask build` leaves it.
+pub fn object_path() -> PathBuf {
+    std::env::var_os("LB_EBPF_OBJECT").map_or_else(
+        || {
+            Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("../target/ebpf/bpfel-unknown-none/release/lb-ebpf")
+        },
+        PathBuf::from,
+    )
+}
+
+/// The features of the running kernel by its version: mainline and Debian kernels backport none.
+pub fn running_features() -> u32 {
+    let running = KernelVersion::current().unwrap_or(KernelVersion::new(0, 0, 0));
+    [
+        (5, 11, Feature::COARSE_CLOCK),
+        (6, 1, Feature::SET_RETVAL),
+        (5, 15, Feature::NETNS_COOKIE_IN_SOCKOPS),
+    ]
+    .iter()
+    .filter(|(major, minor, _)| running >= KernelVersion::new(*major, *minor, 0))
+    .fold(0, |features, (.., feature)| features | feature)
+}
+
+impl KernelObject {
+    /// Creates the maps, with the features of the running kernel.
+    pub fn load() -> Result<Self> {
+        Self::load_with(running_features())
+    }
+
+    /// Creates the maps, with these [`Feature`]s.
+    pub fn load_with(features: u32) -> Result<Self> {
+        let path = object_path();
+        let bytes = std::fs::read(&path).with_context(|| {
+            format!(
+                "cannot read {}: `cargo xtask build` makes it",
+                path.display()
+            )
+        })?;
+        let ebpf = EbpfLoader::new()
+            .override_global(feature::GLOBAL, &features, true)
+            .load(&bytes)
+            .context("cannot create the maps of the eBPF object")?;
+        Ok(Self { ebpf })
+    }
+
+    /// The object itself, for what has no method here.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// Loads and attaches every socket program to the cgroup at `path`, until this is dropped.
+    pub fn attach_socket_programs(&mut self, path: &Path) -> Result<()> {
+        let cgroup =
+            File::open(path).with_context(|| format!("cannot open cgroup {}", path.display()))?;
+        for name in SOCKET_PROGRAMS {
+            let program = self
+                .ebpf
+                .program_mut(name)
+                .ok_or_else(|| anyhow!("no program {name}"))?;
+            match program {
+                Program::CgroupSockAddr(program) => attach_address(program, &cgroup),
+                Program::CgroupSock(program) => attach_sock(program, &cgroup),
+                Program::SockOps(program) => attach_ops(program, &cgroup),
+                _ => Err(anyhow!("unexpected kind")),
+            }
+            .with_context(|| format!("program {name}"))?;
+        }
+        Ok(())
+    }
+
+    fn array<T>(&mut self, name: &str) -> Result<Array<&mut MapData, Raw<T>>>
+    where
+        T: Copy + FromBytes + IntoBytes + Immutable + 'static,
+    {
+        let map = self.ebpf.map_mut(name);
+        let map = map.ok_or_else(|| anyhow!("no map {name}"))?;
+        Array::try_from(map).with_context(|| format!("map {name}"))
+    }
+
+    fn put<T>(&mut self, name: &str, index: u32, value: T) -> Result<()>
+    where
+        T: Copy + FromBytes + IntoBytes + Immutable + 'static,
+    {
+        self.array(name)?
+            .set(index, Raw(value), 0)
+            .with_context(|| format!("cannot write element {index} of {name}"))
+    }
+
+    fn hash<K, V>(&mut self, name: &str) -> Result<HashMap<&mut MapData, Raw<K>, Raw<V>>>
+    where
+        K: Copy + FromBytes + IntoBytes + Immutable + 'static,
+        V: Copy + FromBytes + IntoBytes + Immutable + 'static,
+    {
+        let map = self.ebpf.map_mut(name);
+        let map = map.ok_or_else(|| anyhow!("no map {name}"))?;
+        HashMap::try_from(map).with_context(|| format!("map {name}"))
+    }
+
+    /// Writes the configuration.
+    pub fn config(&mut self, config: &Config) -> Result<()> {
+        self.put(name::CONFIG, 0, *config)
+    }
+
+    /// The configuration as it stands.
+    pub fn read_config(&mut self) -> Result<Config> {
+        Ok(self.array::<Config>(name::CONFIG)?.get(&0, 0)?.0)
+    }
+
+    /// Inserts a frontend and sets its bit.
+    pub fn frontend(&mut self, key: FrontendKey, frontend: Frontend) -> Result<()> {
+        self.hash::<FrontendKey, Frontend>(name::FRONTENDS)?
+            .insert(Raw(key), Raw(frontend), 0)?;
+        let keys = self.read_config()?.hash_keys;
+        self.set_bit(AddressBits::frontend_bit(
+            &keys,
+            &key.addr,
+            key.port,
+            key.protocol,
+        ))
+    }
+
+    /// Removes a frontend; its bit stays, as the agent leaves it.
+    pub fn remove_frontend(&mut self, key: FrontendKey) -> Result<()> {
+        Ok(self
+            .hash::<FrontendKey, Frontend>(name::FRONTENDS)?
+            .remove(&Raw(key))?)
+    }
+
+    /// Writes a service's record.
+    pub fn service(&mut self, id: ServiceId, service: Service) -> Result<()> {
+        self.put(name::SERVICES, id.0, service)
+    }
+
+    /// Writes a slot.
+    pub fn slot(&mut self, index: u32, slot: Slot) -> Result<()> {
+        self.put(name::SLOTS, index, slot)
+    }
+
+    /// Writes a backend's record and sets its bit.
+    pub fn backend(&mut self, id: BackendId, backend: Backend) -> Result<()> {
+        self.put(name::BACKENDS, id.0, backend)?;
+        let keys = self.read_config()?.hash_keys;
+        self.set_bit(AddressBits::backend_bit(
+            &keys,
+            &backend.addr,
+            backend.port,
+            backend.protocol,
+        ))
+    }
+
+    fn set_bit(&mut self, (word, mask): (usize, u64)) -> Result<()> {
+        let mut bits = self.array::<AddressBits>(name::ADDRESS_BITS)?;
+        let mut value = bits.get(&0, 0)?.0;
+        value.words[word] |= mask;
+        Ok(bits.set(0, Raw(value), 0)?)
+    }
+
+    /// Declares an address of this node.
+    pub fn local_address(&mut self, addr: Addr, local: LocalAddress) -> Result<()> {
+        Ok(self
+            .hash::<Addr, LocalAddress>(name::LOCAL)?
+            .insert(Raw(addr), Raw(local), 0)?)
+    }
+
+    fn per_cpu<T>(&self, name: &str, index: u32) -> Result<Vec<T>>
+    where
+        T: Copy + FromBytes + IntoBytes + Immutable + 'static,
+    {
+        let map = self.ebpf.map(name);
+        let map = map.ok_or_else(|| anyhow!("no map {name}"))?;
+        let array: PerCpuArray<_, Raw<T>> = PerCpuArray::try_from(map)?;
+        Ok(array.get(&index, 0)?.iter().map(|value| value.0).collect())
+    }
+
+    /// How often `reason` was counted.
+    pub fn reason(&self, reason: Reason) -> Result<u64> {
+        Ok(self
+            .per_cpu::<u64>(name::REASONS, reason as u32)?
+            .iter()
+            .sum())
+    }
+
+    /// A service port's counters, one for each CPU.
+    pub fn service_counters(&self, id: ServiceId) -> Result<Vec<ServiceCounters>> {
+        self.per_cpu(name::SERVICE_COUNTERS, id.0)
+    }
+
+    /// A backend's counters, one for each CPU.
+    pub fn backend_counters(&self, id: BackendId) -> Result<Vec<BackendCounters>> {
+        self.per_cpu(name::BACKEND_COUNTERS, id.0)
+    }
+}
+
+fn attach_address(program: &mut CgroupSockAddr, cgroup: &File) -> Result<()> {
+    program.load().context("cannot load")?;
+    program
+        .attach(cgroup, CgroupAttachMode::Single)
+        .context("cannot attach")?;
+    Ok(())
+}
+
+fn attach_sock(program: &mut CgroupSock, cgroup: &File) -> Result<()> {
+    program.load().context("cannot load")?;
+    program
+        .attach(cgroup, CgroupAttachMode::Single)
+        .context("cannot attach")?;
+    Ok(())
+}
+
+fn attach_ops(program: &mut SockOps, cgroup: &File) -> Result<()> {
+    program.load().context("cannot load")?;
+    program
+        .attach(cgroup, CgroupAttachMode::Single)
+        .context("cannot attach")?;
+    Ok(())
+}
+
+/// The key of a frontend as people write it.
+pub fn frontend_key(address: std::net::SocketAddr, protocol: Protocol) -> FrontendKey {
+    FrontendKey::exact(address.ip().into(), Port::new(address.port()), protocol)
+}
