@@ -83,6 +83,7 @@ impl World {
             hash_keys: HashKeys::from_random([1, 2, 3, 4, 5, 6, 7, 8]),
             pods_v4: Prefix::new("10.0.0.0".parse().unwrap(), 8),
             pods_v6: Prefix::NONE,
+            host_namespace: 0,
         };
         let tables = HostTables {
             services,

@@ -32,6 +32,7 @@ impl World {
             ),
             pods_v4: Prefix::NONE,
             pods_v6: Prefix::NONE,
+            host_namespace: 0,
         };
         let mut tables = HostTables::new(config);
         tables.backends = (0..64u32)
