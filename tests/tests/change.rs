@@ -15,6 +15,7 @@ use lb_lab::{Place, PodNetwork, Process, client};
 use lb_tests::stage::{CLUSTER_CIDRS, Stage, TARGET_PORT};
 use serde_json::{Value, from_value, json};
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use tokio::sync::{mpsc, watch};
@@ -64,8 +65,8 @@ impl InProcessAgent {
                 .build()
         })??;
         runtime.spawn(async move {
-            let state = State::new(model, facts);
-            if let Err(error) = app::run(options, state, receiver, sender, token).await {
+            let model = State::new(model, facts);
+            if let Err(error) = app::run(options, model, receiver, sender, token).await {
                 eprintln!("{:#}", anyhow!(error));
             }
         });
@@ -123,7 +124,7 @@ fn connect_all_the_time(from: &Place, server: SocketAddr, stop: PathBuf) -> Resu
                 Ok(answer) => answer.name,
                 Err(error) => format!("error:{error:#}").replace(' ', "_"),
             };
-            lines.push_str(&format!("{start} {} {outcome}\n", now()));
+            writeln!(lines, "{start} {} {outcome}", now())?;
         }
         Ok(lines)
     })
