@@ -2,6 +2,7 @@
 //! completed with defaults before anything is touched.
 
 use crate::cli::args::RunArgs;
+use crate::cli::presence::escaped;
 use crate::cli::values::{
     Cidr, EndpointsApi, List, LogFormat, PortRange, SocketLoadBalancing, TcAttach,
 };
@@ -430,13 +431,7 @@ fn default_cluster_ip_ranges() -> Vec<IpNet> {
 
 /// A directory for each `--bpffs`, so that agents side by side do not share allocations.
 fn default_state_dir(bpffs: &Path) -> PathBuf {
-    let name = bpffs
-        .to_string_lossy()
-        .trim_matches('/')
-        .replace('%', "%25")
-        .replace('-', "%2D")
-        .replace('/', "-");
-    Path::new("/var/lib/lb-agent").join(name)
+    Path::new("/var/lib/lb-agent").join(escaped(bpffs))
 }
 
 fn nets(list: Option<List<Cidr>>) -> Vec<IpNet> {

@@ -3,7 +3,9 @@
 
 pub mod args;
 mod columns;
+pub mod presence;
 pub mod privileges;
 pub mod reference;
 pub mod services;
+pub mod status;
 pub mod values;

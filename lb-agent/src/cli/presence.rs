@@ -1,0 +1,146 @@
+//! What a running agent leaves behind for `lb-agent status`: a small file under `/run`, renewed
+//! when something changes. Nothing depends on it; the lock alone says whether an agent runs.
+
+use crate::app::Snapshot;
+use k8s_openapi::jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Where the files are.
+const DIRECTORY: &str = "/run/lb-agent";
+/// How often the file is written at most.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// One agent, as it last described itself.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Presence {
+    /// Its process.
+    pub pid: u32,
+    /// Its node.
+    pub node: String,
+    /// Its version.
+    pub version: String,
+    /// When it started, RFC 3339.
+    pub started: String,
+    /// Where it serves metrics.
+    pub metrics: String,
+    /// Where it serves health; empty while it could not bind.
+    pub health: String,
+    /// When the tables were last brought in line, RFC 3339.
+    pub last_sync: Option<String>,
+    /// The last write that failed, until one succeeds.
+    pub last_error: Option<String>,
+}
+
+/// A file name for a path: unique, and readable for people.
+pub fn escaped(path: &Path) -> String {
+    path.to_string_lossy()
+        .trim_matches('/')
+        .replace('%', "%25")
+        .replace('-', "%2D")
+        .replace('/', "-")
+}
+
+/// The file of the agent that has this directory.
+pub fn file_of(bpffs: &Path) -> PathBuf {
+    Path::new(DIRECTORY).join(format!("{}.json", escaped(bpffs)))
+}
+
+impl Presence {
+    /// What the last agent of the file left; `None` if there is none or it cannot be read.
+    pub fn read(file: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(file).ok()?).ok()
+    }
+
+    /// Replaces the file as a whole, so that a reader never sees half of it.
+    fn write(&self, file: &Path) -> io::Result<()> {
+        if let Some(directory) = file.parent() {
+            std::fs::create_dir_all(directory)?;
+        }
+        let fresh = file.with_extension(format!("{}.new", self.pid));
+        std::fs::write(&fresh, serde_json::to_vec_pretty(self)?)?;
+        std::fs::rename(&fresh, file)
+    }
+
+    /// Keeps the file in step with the snapshots until `shutdown`, then removes it.
+    pub async fn keep(
+        mut self,
+        file: PathBuf,
+        mut snapshots: watch::Receiver<Snapshot>,
+        shutdown: CancellationToken,
+    ) {
+        loop {
+            {
+                let snapshot = snapshots.borrow_and_update();
+                self.last_sync = snapshot
+                    .last_sync
+                    .and_then(|at| Timestamp::try_from(at).ok())
+                    .map(|at| at.to_string());
+                self.last_error.clone_from(&snapshot.last_error);
+            }
+            if let Err(error) = self.write(&file) {
+                tracing::warn!(
+                    file = %file.display(), %error,
+                    "cannot leave a note for `lb-agent status`; it will know less"
+                );
+                return;
+            }
+            tokio::select! {
+                changed = async {
+                    tokio::time::sleep(PAUSE).await;
+                    snapshots.changed().await
+                } => if changed.is_err() { break },
+                () = shutdown.cancelled() => break,
+            }
+        }
+        // Gone already is as good; nothing else can be done about a failure at the end.
+        let _ = std::fs::remove_file(&file);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{SystemTime, UNIX_EPOCH};
+
+    #[tokio::test(start_paused = true)]
+    async fn the_note_follows_the_snapshots_and_goes_with_the_agent() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("run/agent.json");
+        let (said, snapshots) = watch::channel(Snapshot::default());
+        let shutdown = CancellationToken::new();
+        let presence = Presence {
+            pid: 7,
+            node: "a".to_owned(),
+            ..Presence::default()
+        };
+        let keeper = tokio::spawn(presence.keep(file.clone(), snapshots, shutdown.clone()));
+        // Paused clock: each sleep ends when the keeper has done what it can.
+        tokio::time::sleep(PAUSE / 2).await;
+        assert_eq!(Presence::read(&file).unwrap().last_sync, None);
+        let at: SystemTime = UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        said.send_modify(|snapshot| snapshot.last_sync = Some(at));
+        tokio::time::sleep(PAUSE * 2).await;
+        let read = Presence::read(&file).unwrap();
+        assert_eq!(read.last_sync.as_deref(), Some("2001-09-09T01:46:40Z"));
+        assert_eq!(read.node, "a");
+        shutdown.cancel();
+        keeper.await.unwrap();
+        assert!(Presence::read(&file).is_none());
+    }
+
+    #[test]
+    fn agents_with_directories_of_their_own_have_files_of_their_own() {
+        let file = |path| file_of(Path::new(path));
+        assert_ne!(file("/sys/fs/bpf/a-b"), file("/sys/fs/bpf/a/b"));
+        assert_eq!(
+            file("/sys/fs/bpf/lb-agent"),
+            Path::new("/run/lb-agent/sys-fs-bpf-lb%2Dagent.json")
+        );
+    }
+}
