@@ -1,0 +1,265 @@
+//! Which documents of which files make which objects. Pure: contents in, touched objects out.
+//!
+//! Files that do not parse and Services that are refused keep what they were last good for; of two
+//! documents of the same object the first by path and position is taken.
+
+use super::object::{Manifest, ObjectKey};
+use super::parse::{Cut, Parsed, Shape, parse};
+use super::{defaults, validate};
+use crate::source::{Problem, SourceRefusal};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What became of a file.
+#[derive(Clone, Debug)]
+pub enum Edit {
+    /// It reads like this now.
+    Content(Vec<u8>),
+    /// It is there and cannot be read, for this reason.
+    Unreadable(String),
+    /// It is gone, and not only for a moment.
+    Gone,
+}
+
+/// Position of a document: file, then index in the file.
+type Position = (Arc<Path>, usize);
+
+/// An object as JSON: a quarter of the typed object's memory.
+pub type Json = Arc<[u8]>;
+
+#[derive(Debug, Default)]
+struct File {
+    shape: Shape,
+    documents: BTreeMap<usize, ObjectKey>,
+    problems: Vec<SourceRefusal>,
+}
+
+impl File {
+    /// Whether a text that parses is the last one cut off where nobody would end it.
+    fn looks_half_written(&self, parsed: &Parsed, bytes: &[u8]) -> bool {
+        let loses = || {
+            let has = |key: &ObjectKey| parsed.manifests.iter().any(|new| new.key() == *key);
+            self.documents.values().any(|key| !has(key))
+        };
+        match self.shape.cut(bytes) {
+            Some(Cut::WithinLine) => true,
+            Some(Cut::WithinDocument) => loses(),
+            Some(Cut::BetweenDocuments) | None => false,
+        }
+    }
+}
+
+/// Every file and the objects it claims.
+#[derive(Debug, Default)]
+pub struct Claims {
+    files: BTreeMap<Arc<Path>, File>,
+    objects: BTreeMap<ObjectKey, BTreeMap<Position, Json>>,
+}
+
+/// What an edit of files changed.
+#[derive(Debug, Default)]
+pub struct Touched {
+    /// Objects of which at least one document changed.
+    pub objects: BTreeSet<ObjectKey>,
+    /// Troubles of files before and after.
+    pub problems: Vec<(Vec<SourceRefusal>, Vec<SourceRefusal>)>,
+}
+
+impl Claims {
+    /// The document that is taken for an object.
+    pub fn winner(&self, key: &ObjectKey) -> Option<(&Path, &Json)> {
+        let ((path, _), json) = self.objects.get(key)?.first_key_value()?;
+        Some((path, json))
+    }
+
+    /// The documents that are not taken because another file has the object, too.
+    pub fn losers(&self, key: &ObjectKey) -> Vec<SourceRefusal> {
+        let Some(documents) = self.objects.get(key) else {
+            return Vec::new();
+        };
+        let mut positions = documents.keys();
+        let Some((taken, _)) = positions.next() else {
+            return Vec::new();
+        };
+        let mut losers: Vec<SourceRefusal> = positions
+            .map(|(path, _)| SourceRefusal {
+                problem: Problem::Duplicate,
+                object: key.to_string(),
+                file: Some(path.to_path_buf()),
+                sentence: format!(
+                    "{key} stands in {} as well; that one is taken, this one is ignored",
+                    taken.display()
+                ),
+            })
+            .collect();
+        losers.dedup();
+        losers
+    }
+
+    /// Whether every file could be read and parsed.
+    pub fn is_whole(&self) -> bool {
+        let broken = |problem: &SourceRefusal| {
+            matches!(problem.problem, Problem::Unparsable | Problem::Unreadable)
+        };
+        !self
+            .files
+            .values()
+            .any(|file| file.problems.iter().any(broken))
+    }
+
+    /// Takes edits.
+    pub fn edit(&mut self, edits: BTreeMap<PathBuf, Edit>) -> Touched {
+        let mut touched = Touched::default();
+        for (path, edit) in edits {
+            let path: Arc<Path> = path.into();
+            let mut file = self.files.remove(&path).unwrap_or_default();
+            let before = std::mem::take(&mut file.problems);
+            match edit {
+                Edit::Gone => {
+                    self.replace(&path, &mut file, BTreeMap::new(), &mut touched.objects);
+                }
+                Edit::Unreadable(reason) => {
+                    let sentence = format!("cannot be read: {reason}; what it held stays");
+                    file.problems
+                        .push(whole_file(Problem::Unreadable, &path, sentence));
+                    self.files.insert(path.clone(), file);
+                }
+                Edit::Content(bytes) => {
+                    self.content(&path, &mut file, &bytes, &mut touched.objects);
+                    self.files.insert(path.clone(), file);
+                }
+            }
+            let after = self.files.get(&path).map(|file| file.problems.clone());
+            touched.problems.push((before, after.unwrap_or_default()));
+        }
+        touched
+    }
+
+    fn content(
+        &mut self,
+        path: &Arc<Path>,
+        file: &mut File,
+        bytes: &[u8],
+        touched: &mut BTreeSet<ObjectKey>,
+    ) {
+        let stays = if file.documents.is_empty() {
+            ""
+        } else {
+            "; its last good objects stay"
+        };
+        match parse(path, bytes) {
+            Ok(parsed) if file.looks_half_written(&parsed, bytes) => {
+                let lines = bytes.iter().filter(|byte| **byte == b'\n').count();
+                let sentence = format!("line {lines}: the file looks half-written{stays}");
+                file.problems
+                    .push(whole_file(Problem::Unparsable, path, sentence));
+            }
+            Ok(parsed) => {
+                file.shape = Shape::of(bytes);
+                let documents = self.accept(path, file, parsed);
+                self.replace(path, file, documents, touched);
+            }
+            Err(error) => {
+                let sentence = format!("{error}{stays}");
+                file.problems
+                    .push(whole_file(Problem::Unparsable, path, sentence));
+            }
+        }
+    }
+
+    /// Defaults and validates; a refused Service keeps its last accepted version from this file.
+    fn accept(
+        &self,
+        path: &Arc<Path>,
+        file: &mut File,
+        parsed: Parsed,
+    ) -> BTreeMap<usize, (ObjectKey, Json)> {
+        for kind in parsed.ignored {
+            let sentence = format!("{kind} is not a kind that services need; ignored");
+            let object = kind;
+            let file_path = Some(path.to_path_buf());
+            let problem = Problem::Ignored;
+            file.problems.push(SourceRefusal {
+                problem,
+                object,
+                file: file_path,
+                sentence,
+            });
+        }
+        let mut documents = BTreeMap::new();
+        for (index, mut manifest) in parsed.manifests.into_iter().enumerate() {
+            let key = manifest.key();
+            let mut refusal = None;
+            if let Manifest::Service(service) = &mut manifest {
+                defaults::apply(service);
+                refusal = validate::validate(service).sentence(&key.name.name);
+            }
+            let Some(mut sentence) = refusal else {
+                documents.extend(manifest.to_json().map(|json| (index, (key, json))));
+                continue;
+            };
+            let mut positions = file.documents.iter();
+            let before = positions
+                .find(|(_, known)| **known == key)
+                .map(|(index, _)| *index);
+            let kept = before
+                .and_then(|index| self.objects.get(&key)?.get(&(path.clone(), index)).cloned());
+            if let Some(json) = kept {
+                sentence.push_str("; the last accepted version stays");
+                documents.insert(index, (key.clone(), json));
+            }
+            file.problems.push(SourceRefusal {
+                problem: Problem::Refused,
+                object: key.to_string(),
+                file: Some(path.to_path_buf()),
+                sentence,
+            });
+        }
+        documents
+    }
+
+    fn replace(
+        &mut self,
+        path: &Arc<Path>,
+        file: &mut File,
+        documents: BTreeMap<usize, (ObjectKey, Json)>,
+        touched: &mut BTreeSet<ObjectKey>,
+    ) {
+        for (index, key) in std::mem::take(&mut file.documents) {
+            let position = (path.clone(), index);
+            let Some(claims) = self.objects.get_mut(&key) else {
+                continue;
+            };
+            let same = documents
+                .get(&index)
+                .is_some_and(|(new, json)| *new == key && claims.get(&position) == Some(json));
+            if same {
+                continue;
+            }
+            claims.remove(&position);
+            if claims.is_empty() {
+                self.objects.remove(&key);
+            }
+            touched.insert(key);
+        }
+        for (index, (key, json)) in documents {
+            let position = (path.clone(), index);
+            let claims = self.objects.entry(key.clone()).or_default();
+            if claims.get(&position) != Some(&json) {
+                claims.insert(position, json);
+                touched.insert(key.clone());
+            }
+            file.documents.insert(index, key);
+        }
+    }
+}
+
+fn whole_file(problem: Problem, path: &Path, sentence: String) -> SourceRefusal {
+    SourceRefusal {
+        problem,
+        object: String::new(),
+        file: Some(path.to_path_buf()),
+        sentence,
+    }
+}

@@ -1,0 +1,410 @@
+//! From the objects that files claim to the objects the model reads: Services with addresses and
+//! ports, slices from selectors and Endpoints, this node. Incremental and pure: an edit costs what
+//! it touches, not what there is.
+
+use super::allocate::Allocator;
+use super::claims::{Claims, Json};
+use super::object::{ObjectKey, ObjectKind};
+use super::select::{PodFacts, matches, selector, slices};
+use crate::model::desired::ObjectName;
+use crate::source::endpoints::{SERVICE_NAME_LABEL, slices_of};
+use crate::source::{Kind, Problem, SourceRefusal};
+use k8s_openapi::api::core::v1::{Endpoints, Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde::de::DeserializeOwned;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// An object of the change stream.
+pub type OutputKey = (Kind, ObjectName);
+
+/// Objects by label: (namespace, label, value).
+type LabelIndex = BTreeMap<(String, String, String), BTreeSet<ObjectName>>;
+
+/// The derived objects and what is needed to derive them again.
+#[derive(Debug)]
+pub struct Derived {
+    node: String,
+    allocator: Allocator,
+    outputs: BTreeMap<OutputKey, Json>,
+    pods: BTreeMap<ObjectName, PodFacts>,
+    pods_by_label: LabelIndex,
+    services_by_label: LabelIndex,
+    slice_owner: BTreeMap<ObjectName, ObjectName>,
+    slices_of_service: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
+    generated: BTreeMap<(Origin, ObjectName), BTreeSet<ObjectName>>,
+    zones: BTreeMap<String, String>,
+    problems: BTreeMap<ObjectKey, Vec<SourceRefusal>>,
+    /// Services that others keep from their values, tried again whenever a Service changes.
+    waiting: BTreeSet<ObjectName>,
+}
+
+/// What a made-up slice was made from.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Origin {
+    Selector,
+    Endpoints,
+}
+
+/// What one edit leaves to do and to say.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Objects that changed, appeared or went.
+    pub changed: BTreeSet<OutputKey>,
+    /// Troubles of objects before and after.
+    pub problems: Vec<(Vec<SourceRefusal>, Vec<SourceRefusal>)>,
+    selectors: BTreeSet<ObjectName>,
+    endpoints: BTreeSet<ObjectName>,
+}
+
+impl Derived {
+    /// Nothing yet, for this node.
+    pub fn new(node: String, allocator: Allocator) -> Self {
+        Self {
+            node,
+            allocator,
+            outputs: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            pods_by_label: BTreeMap::new(),
+            services_by_label: BTreeMap::new(),
+            slice_owner: BTreeMap::new(),
+            slices_of_service: BTreeMap::new(),
+            generated: BTreeMap::new(),
+            zones: BTreeMap::new(),
+            problems: BTreeMap::new(),
+            waiting: BTreeSet::new(),
+        }
+    }
+
+    /// Who holds which addresses and ports.
+    pub const fn allocator(&self) -> &Allocator {
+        &self.allocator
+    }
+
+    /// The objects as they should be seen.
+    pub const fn outputs(&self) -> &BTreeMap<OutputKey, Json> {
+        &self.outputs
+    }
+
+    /// Gives back what is held by Services that no file claims.
+    pub fn release_unclaimed(&mut self, claims: &Claims) {
+        let claimed = |name: &ObjectName| {
+            let key = ObjectKey {
+                kind: ObjectKind::Service,
+                name: name.clone(),
+            };
+            claims.winner(&key).is_some()
+        };
+        let names: Vec<_> = self
+            .allocator
+            .held()
+            .keys()
+            .filter(|name| !claimed(name))
+            .cloned()
+            .collect();
+        for name in names {
+            self.allocator.release(&name);
+        }
+    }
+
+    /// Derives what the touched objects lead to.
+    pub fn update(&mut self, touched: &BTreeSet<ObjectKey>, claims: &Claims) -> Outcome {
+        let mut outcome = Outcome::default();
+        let mut services = BTreeSet::new();
+        let mut before = BTreeMap::new();
+        for key in touched {
+            before.insert(key.clone(), self.problems.remove(key).unwrap_or_default());
+            let losers = claims.losers(key);
+            if !losers.is_empty() {
+                self.problems.insert(key.clone(), losers);
+            }
+            let json = claims.winner(key).map(|(_, json)| json.clone());
+            match key.kind {
+                ObjectKind::Service => drop(services.insert(key.name.clone())),
+                ObjectKind::Pod => self.pod(&key.name, json, &mut outcome),
+                ObjectKind::Node => self.node(&key.name, json, &mut outcome),
+                ObjectKind::EndpointSlice => self.slice(&key.name, json, &mut outcome),
+                ObjectKind::Endpoints => drop(outcome.endpoints.insert(key.name.clone())),
+            }
+        }
+        if !services.is_empty() {
+            self.services(services, claims, &mut before, &mut outcome);
+        }
+        for name in std::mem::take(&mut outcome.selectors) {
+            self.select(&name, &mut outcome);
+        }
+        for name in std::mem::take(&mut outcome.endpoints) {
+            self.mirror(&name, claims, &mut outcome);
+        }
+        for (key, before) in before {
+            let after = self.problems.get(&key).cloned().unwrap_or_default();
+            outcome.problems.push((before, after));
+        }
+        outcome
+    }
+
+    fn output(&mut self, key: OutputKey, json: Option<Json>, outcome: &mut Outcome) {
+        let same = self.outputs.get(&key) == json.as_ref();
+        match json {
+            Some(json) => drop(self.outputs.insert(key.clone(), json)),
+            None => drop(self.outputs.remove(&key)),
+        }
+        if !same {
+            outcome.changed.insert(key);
+        }
+    }
+
+    fn pod(&mut self, name: &ObjectName, json: Option<Json>, outcome: &mut Outcome) {
+        let facts = json
+            .and_then(|json| read::<Pod>(&json))
+            .map(|pod| PodFacts::of(&pod));
+        let before = self.pods.remove(name);
+        if before == facts {
+            self.pods.extend(facts.map(|facts| (name.clone(), facts)));
+            return;
+        }
+        for (facts, add) in [(&before, false), (&facts, true)] {
+            for (label, value) in facts.iter().flat_map(|facts| &facts.labels) {
+                let key = (name.namespace.clone(), label.clone(), value.clone());
+                if let Some(services) = self.services_by_label.get(&key) {
+                    outcome.selectors.extend(services.iter().cloned());
+                }
+                index(&mut self.pods_by_label, key, name, add);
+            }
+        }
+        self.pods.extend(facts.map(|facts| (name.clone(), facts)));
+    }
+
+    fn node(&mut self, name: &ObjectName, json: Option<Json>, outcome: &mut Outcome) {
+        let node = json.as_ref().and_then(|json| read::<Node>(json));
+        let labels = node.and_then(|node| node.metadata.labels);
+        let zone = labels.and_then(|mut labels| labels.remove("topology.kubernetes.io/zone"));
+        let before = self.zones.remove(&name.name);
+        if before != zone {
+            let services = self.services_by_label.values().flatten();
+            outcome.selectors.extend(services.cloned());
+        }
+        self.zones
+            .extend(zone.map(|zone| (name.name.clone(), zone)));
+        if name.name == self.node {
+            self.output((Kind::Node, name.clone()), json, outcome);
+        }
+    }
+
+    fn slice(&mut self, name: &ObjectName, json: Option<Json>, outcome: &mut Outcome) {
+        let slice = json.as_ref().and_then(|json| read::<EndpointSlice>(json));
+        let label = slice.and_then(|slice| slice.metadata.labels?.remove(SERVICE_NAME_LABEL));
+        let owner = label.map(|service| ObjectName {
+            namespace: name.namespace.clone(),
+            name: service,
+        });
+        if let Some(before) = self.slice_owner.remove(name) {
+            if let Some(slices) = self.slices_of_service.get_mut(&before) {
+                slices.remove(name);
+                if slices.is_empty() {
+                    self.slices_of_service.remove(&before);
+                }
+            }
+            outcome.endpoints.insert(before);
+        }
+        if let Some(owner) = owner {
+            self.slices_of_service
+                .entry(owner.clone())
+                .or_default()
+                .insert(name.clone());
+            self.slice_owner.insert(name.clone(), owner.clone());
+            outcome.endpoints.insert(owner);
+        }
+        self.output((Kind::EndpointSlice, name.clone()), json, outcome);
+    }
+
+    fn services(
+        &mut self,
+        touched: BTreeSet<ObjectName>,
+        claims: &Claims,
+        before: &mut BTreeMap<ObjectKey, Vec<SourceRefusal>>,
+        outcome: &mut Outcome,
+    ) {
+        let load = |name: &ObjectName| {
+            let key = ObjectKey {
+                kind: ObjectKind::Service,
+                name: name.clone(),
+            };
+            claims
+                .winner(&key)
+                .and_then(|(_, json)| read::<Service>(json))
+        };
+        let mut ranked = Vec::new();
+        for name in touched.into_iter().chain(std::mem::take(&mut self.waiting)) {
+            match load(&name) {
+                Some(service) => {
+                    self.allocator.unname(&service);
+                    ranked.push((name, service));
+                }
+                None => {
+                    self.allocator.release(&name);
+                    self.accepted(&name, None, outcome);
+                }
+            }
+        }
+        let allocator = &self.allocator;
+        let path = |name: &ObjectName| {
+            let key = ObjectKey {
+                kind: ObjectKind::Service,
+                name: name.clone(),
+            };
+            claims.winner(&key).map(|(path, _)| path)
+        };
+        ranked.sort_by_cached_key(|(name, service)| {
+            (allocator.rank(service), path(name), name.clone())
+        });
+        ranked.dedup_by(|a, b| a.0 == b.0);
+        let mut queue = VecDeque::from(ranked);
+        while let Some((name, mut service)) = queue.pop_front() {
+            let key = ObjectKey {
+                kind: ObjectKind::Service,
+                name: name.clone(),
+            };
+            if !before.contains_key(&key) {
+                before.insert(key.clone(), self.problems.remove(&key).unwrap_or_default());
+                self.problems.insert(key.clone(), claims.losers(&key));
+            }
+            match self.allocator.assign(&mut service) {
+                Ok(evicted) => {
+                    queue.extend(evicted.into_iter().filter_map(|name| {
+                        let service = load(&name)?;
+                        Some((name, service))
+                    }));
+                    self.accepted(&name, Some(service), outcome);
+                }
+                Err(errors) => {
+                    let file = claims.winner(&key).map(|(path, _)| path.to_path_buf());
+                    let mut sentence = errors.sentence(&name.name).unwrap_or_default();
+                    if self.outputs.contains_key(&(Kind::Service, name.clone())) {
+                        sentence.push_str("; the last accepted version stays");
+                    }
+                    let (problem, object) = (Problem::Refused, key.to_string());
+                    let refusal = SourceRefusal {
+                        problem,
+                        object,
+                        file,
+                        sentence,
+                    };
+                    self.problems.entry(key).or_default().push(refusal);
+                    self.waiting.insert(name);
+                }
+            }
+        }
+    }
+
+    /// A Service is completed (or gone): its output, its place in the index, its slices.
+    fn accepted(&mut self, name: &ObjectName, service: Option<Service>, outcome: &mut Outcome) {
+        let output = (Kind::Service, name.clone());
+        let before = self
+            .outputs
+            .get(&output)
+            .and_then(|json| read::<Service>(json));
+        for (service, add) in [(&before, false), (&service, true)] {
+            if let Some((label, value)) = service
+                .as_ref()
+                .and_then(selector)
+                .and_then(BTreeMap::first_key_value)
+            {
+                let key = (name.namespace.clone(), label.clone(), value.clone());
+                index(&mut self.services_by_label, key, name, add);
+            }
+        }
+        let json = service.and_then(|service| serde_json::to_vec(&service).ok());
+        self.output(output, json.map(Json::from), outcome);
+        outcome.selectors.insert(name.clone());
+    }
+
+    /// Makes the slices of a Service's selector.
+    fn select(&mut self, name: &ObjectName, outcome: &mut Outcome) {
+        let output = self.outputs.get(&(Kind::Service, name.clone()));
+        let service = output.and_then(|json| read::<Service>(json));
+        let made = service.map_or_else(Vec::new, |service| {
+            let Some(selector) = selector(&service) else {
+                return Vec::new();
+            };
+            // The rarest of the selector's labels leads to the fewest Pods.
+            let candidates = selector
+                .iter()
+                .map(|(label, value)| {
+                    let key = (name.namespace.clone(), label.clone(), value.clone());
+                    self.pods_by_label.get(&key)
+                })
+                .min_by_key(|pods| pods.map_or(0, BTreeSet::len))
+                .flatten();
+            let pods = candidates
+                .into_iter()
+                .flatten()
+                .filter_map(|pod| self.pods.get(pod))
+                .filter(|pod| matches(selector, &pod.labels));
+            slices(&service, pods, &self.zones)
+        });
+        self.generate(Origin::Selector, name, made, outcome);
+        outcome.endpoints.insert(name.clone());
+    }
+
+    /// Endpoints count only where the Service has no slice.
+    fn mirror(&mut self, name: &ObjectName, claims: &Claims, outcome: &mut Outcome) {
+        let has_slice = self.slices_of_service.contains_key(name)
+            || self
+                .generated
+                .contains_key(&(Origin::Selector, name.clone()));
+        let key = ObjectKey {
+            kind: ObjectKind::Endpoints,
+            name: name.clone(),
+        };
+        let endpoints = claims.winner(&key).filter(|_| !has_slice);
+        let endpoints = endpoints.and_then(|(_, json)| read::<Endpoints>(json));
+        let made = endpoints
+            .map(|endpoints| slices_of(&endpoints))
+            .unwrap_or_default();
+        self.generate(Origin::Endpoints, name, made, outcome);
+    }
+
+    fn generate(
+        &mut self,
+        origin: Origin,
+        service: &ObjectName,
+        made: Vec<EndpointSlice>,
+        outcome: &mut Outcome,
+    ) {
+        let mut names = BTreeSet::new();
+        for slice in made {
+            let name = super::object::name_of(&slice.metadata);
+            let json = serde_json::to_vec(&slice).ok().map(Json::from);
+            self.output((Kind::EndpointSlice, name.clone()), json, outcome);
+            names.insert(name);
+        }
+        let key = (origin, service.clone());
+        for stale in self
+            .generated
+            .remove(&key)
+            .unwrap_or_default()
+            .difference(&names)
+        {
+            self.output((Kind::EndpointSlice, stale.clone()), None, outcome);
+        }
+        if !names.is_empty() {
+            self.generated.insert(key, names);
+        }
+    }
+}
+
+/// Reads back what this module wrote; never fails on it.
+pub fn read<T: DeserializeOwned>(json: &[u8]) -> Option<T> {
+    serde_json::from_slice(json).ok()
+}
+
+fn index(index: &mut LabelIndex, key: (String, String, String), name: &ObjectName, add: bool) {
+    if add {
+        index.entry(key).or_default().insert(name.clone());
+    } else if let Some(names) = index.get_mut(&key) {
+        names.remove(name);
+        if names.is_empty() {
+            index.remove(&key);
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! Bytes of a manifest file → documents. Pure: YAML and JSON, several documents, `v1 List`,
+//! byte-order mark, CRLF. What a document *means* is for the modules beside this one.
+
+use super::object::{Manifest, ObjectKind};
+use serde_json::Value;
+use std::path::Path;
+
+/// Why a file does not parse.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("line {line}: {reason}")]
+pub struct ParseError {
+    /// The line of the file, from 1.
+    pub line: u64,
+    /// What is wrong there.
+    pub reason: String,
+}
+
+/// What a file holds.
+#[derive(Debug, Default)]
+pub struct Parsed {
+    /// The objects of kinds we read, in the file's order.
+    pub manifests: Vec<Manifest>,
+    /// Other kinds, each once, as the file writes them.
+    pub ignored: std::collections::BTreeSet<String>,
+}
+
+/// Parses a whole file, all or nothing: a file that is broken anywhere may be half-written.
+pub fn parse(path: &Path, bytes: &[u8]) -> Result<Parsed, ParseError> {
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let text = std::str::from_utf8(bytes).map_err(|error| ParseError {
+        line: line_at(bytes, error.valid_up_to()),
+        reason: "not UTF-8 text".to_owned(),
+    })?;
+    if text.trim().is_empty() {
+        let reason = "the file is empty (to remove its objects, delete it)".to_owned();
+        return Err(ParseError { line: 1, reason });
+    }
+    let mut parsed = Parsed::default();
+    if path
+        .extension()
+        .is_some_and(|extension| extension == "json")
+    {
+        json(text, &mut parsed)?;
+    } else {
+        yaml(text, &mut parsed)?;
+    }
+    Ok(parsed)
+}
+
+fn line_at(bytes: &[u8], offset: usize) -> u64 {
+    1 + bytes
+        .iter()
+        .take(offset)
+        .filter(|byte| **byte == b'\n')
+        .count() as u64
+}
+
+fn json(text: &str, parsed: &mut Parsed) -> Result<(), ParseError> {
+    let mut stream = serde_json::Deserializer::from_str(text).into_iter::<Value>();
+    loop {
+        let start = stream.byte_offset();
+        let Some(value) = stream.next() else {
+            return Ok(());
+        };
+        let blank = text[start..].len() - text[start..].trim_start().len();
+        let line = line_at(text.as_bytes(), start + blank);
+        let value = value.map_err(|error| ParseError {
+            line: error.line() as u64,
+            reason: error.to_string(),
+        })?;
+        take(value, parsed, line, &|_| None)?;
+    }
+}
+
+/// Documents are split at `---` lines, as kubectl does; each is then parsed on its own, which
+/// keeps line numbers and a small footprint.
+fn yaml(text: &str, parsed: &mut Parsed) -> Result<(), ParseError> {
+    let (mut start, mut start_line, mut offset) = (0, 1, 0);
+    let mut line_number = 0;
+    for line in text.split_inclusive('\n') {
+        line_number += 1;
+        let rest = line.strip_prefix("---");
+        if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n'])) {
+            yaml_document(&text[start..offset], start_line, parsed)?;
+            (start, start_line) = (offset, line_number);
+        }
+        offset += line.len();
+    }
+    yaml_document(&text[start..], start_line, parsed)
+}
+
+fn yaml_document(text: &str, first_line: u64, parsed: &mut Parsed) -> Result<(), ParseError> {
+    let content = |line: &&str| {
+        let line = line.trim();
+        !line.is_empty() && !line.starts_with('#') && line != "---" && line != "..."
+    };
+    let Some(skipped) = text.lines().position(|line| content(&line)) else {
+        return Ok(());
+    };
+    let value: Value = from_yaml(text, first_line)?;
+    let line = first_line + skipped as u64;
+    take(value, parsed, line, &|kind| {
+        kind.yaml_error(text, first_line)
+    })
+}
+
+/// One YAML document as `T`, with the error's line counted from the file's start.
+pub(super) fn from_yaml<T: serde::de::DeserializeOwned>(
+    text: &str,
+    first_line: u64,
+) -> Result<T, ParseError> {
+    let options = serde_saphyr::options! {
+        // The files are the operator's own and may hold a List of 10,000 services.
+        budget: None,
+        with_snippet: false,
+    };
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+        let line = error.location().map_or(1, |location| location.line());
+        ParseError {
+            line: first_line + line.saturating_sub(1),
+            reason: error.to_string(),
+        }
+    })
+}
+
+type Locate<'a> = &'a dyn Fn(ObjectKind) -> Option<ParseError>;
+
+fn take(
+    value: Value,
+    parsed: &mut Parsed,
+    line: u64,
+    locate: Locate<'_>,
+) -> Result<(), ParseError> {
+    if value.is_null() {
+        return Ok(());
+    }
+    let at = |reason: String| ParseError { line, reason };
+    let field = |name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default();
+    let (version, kind) = (field("apiVersion").to_owned(), field("kind").to_owned());
+    if kind.is_empty() || version.is_empty() {
+        let missing = if kind.is_empty() {
+            "kind"
+        } else {
+            "apiVersion"
+        };
+        return Err(at(format!("the document has no {missing}")));
+    }
+    if version == "v1" && kind == "List" {
+        let Value::Object(mut list) = value else {
+            return Ok(());
+        };
+        return match list.remove("items") {
+            Some(Value::Array(items)) => items
+                .into_iter()
+                .try_for_each(|item| take(item, parsed, line, &|_| None)),
+            None | Some(Value::Null) => Ok(()),
+            Some(_) => Err(at("`items` of the List is not a list".to_owned())),
+        };
+    }
+    let Some(kind) = ObjectKind::of(&version, &kind) else {
+        parsed.ignored.insert(format!("{version} {kind}"));
+        return Ok(());
+    };
+    let manifest = Manifest::from_value(kind, value)
+        .map_err(|reason| locate(kind).unwrap_or_else(|| at(reason)))?;
+    parsed.manifests.push(manifest);
+    Ok(())
+}
+
+/// What is remembered of a file's text to recognise its half: a running hash at each line's end,
+/// and the lines at which documents begin.
+#[derive(Clone, Debug, Default)]
+pub struct Shape {
+    lines: Box<[u32]>,
+    separators: Box<[usize]>,
+    last: Box<[u8]>,
+}
+
+/// Where a known text was cut off.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Cut {
+    /// Within a line. Such a text may parse (`port: 8080` cut to `port: 80`) and is never what
+    /// somebody wants.
+    WithinLine,
+    /// Between two lines of one document.
+    WithinDocument,
+    /// Between documents: whoever deletes the last one leaves that, too.
+    BetweenDocuments,
+}
+
+impl Shape {
+    /// The shape of a text that parsed.
+    pub fn of(bytes: &[u8]) -> Self {
+        let separator = |(index, line): (usize, &[u8])| line.starts_with(b"---").then_some(index);
+        let lines = bytes.split(|byte| *byte == b'\n').enumerate();
+        Self {
+            lines: running_hashes(bytes).collect(),
+            separators: lines.filter_map(separator).collect(),
+            last: bytes
+                .trim_ascii_end()
+                .rsplit(|byte| *byte == b'\n')
+                .next()
+                .unwrap_or(b"")
+                .into(),
+        }
+    }
+
+    /// Whether and where `bytes` are the remembered text cut off.
+    pub fn cut(&self, bytes: &[u8]) -> Option<Cut> {
+        let whole: Vec<u32> = running_hashes(bytes).collect();
+        let known = whole.len() < self.lines.len() && self.lines.starts_with(&whole);
+        if bytes.is_empty() || !known {
+            return None;
+        }
+        let separator = |line: usize| self.separators.binary_search(&line).is_ok();
+        let rest = bytes.rsplit(|byte| *byte == b'\n').next().unwrap_or(b"");
+        let in_last = whole.len() + 1 == self.lines.len();
+        if in_last && !rest.is_empty() && (rest == &*self.last || !self.last.starts_with(rest)) {
+            // The last line is edited, or only its end is gone, as some editors leave it.
+            return None;
+        }
+        Some(if !rest.is_empty() {
+            Cut::WithinLine
+        } else if separator(whole.len()) || separator(whole.len() - 1) {
+            Cut::BetweenDocuments
+        } else {
+            Cut::WithinDocument
+        })
+    }
+}
+
+/// FNV-1a over everything up to each newline.
+fn running_hashes(bytes: &[u8]) -> impl Iterator<Item = u32> + '_ {
+    bytes
+        .iter()
+        .scan(0x811c_9dc5_u32, |hash, byte| {
+            *hash = (*hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
+            Some((*byte == b'\n', *hash))
+        })
+        .filter_map(|(end, hash)| end.then_some(hash))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TWO: &str = "# a comment\n---\napiVersion: v1\nkind: Service\nmetadata:\n  name: a\n---\n\
+                       apiVersion: v1\nkind: ConfigMap\nmetadata: {name: b}\n---\n# only a comment\n";
+
+    fn names(path: &str, text: &str) -> Vec<String> {
+        let parsed = parse(Path::new(path), text.as_bytes()).unwrap();
+        parsed
+            .manifests
+            .iter()
+            .map(|manifest| manifest.name().name.clone())
+            .collect()
+    }
+
+    #[test]
+    fn several_documents_with_comments_crlf_and_a_byte_order_mark_parse() {
+        assert_eq!(names("a.yaml", TWO), ["a"]);
+        assert_eq!(names("a.yaml", &TWO.replace('\n', "\r\n")), ["a"]);
+        assert_eq!(names("a.yml", &format!("\u{feff}{TWO}")), ["a"]);
+        let parsed = parse(Path::new("a.yaml"), TWO.as_bytes()).unwrap();
+        assert_eq!(
+            parsed.ignored.into_iter().collect::<Vec<_>>(),
+            ["v1 ConfigMap"]
+        );
+    }
+
+    #[test]
+    fn json_and_lists_parse() {
+        let list = r#"{"apiVersion":"v1","kind":"List","items":[
+            {"apiVersion":"v1","kind":"Service","metadata":{"name":"a"}},
+            {"apiVersion":"v1","kind":"Pod","metadata":{"name":"b"}}]}"#;
+        assert_eq!(names("a.json", list), ["a", "b"]);
+        assert_eq!(names("a.yaml", list), ["a", "b"], "JSON is YAML");
+        let two = format!("{list}\n{list}");
+        assert_eq!(
+            names("a.json", &two).len(),
+            4,
+            "JSON documents one after the other"
+        );
+    }
+
+    #[test]
+    fn a_file_that_does_not_parse_is_named_with_its_line() {
+        let broken = format!("{TWO}---\napiVersion: v1\nkind: [\n");
+        let error = parse(Path::new("a.yaml"), broken.as_bytes()).unwrap_err();
+        assert!((14..=16).contains(&error.line), "{error}");
+        let typed =
+            "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n  ports: [{port: x}]\n";
+        let error = parse(Path::new("a.yaml"), typed.as_bytes()).unwrap_err();
+        assert_eq!(error.line, 5, "{error}");
+        let error = parse(Path::new("a.json"), b"{\n\"a\": ,\n}").unwrap_err();
+        assert_eq!(error.line, 2, "{error}");
+        let error = parse(Path::new("a.yaml"), b"a: b\n\xff\n").unwrap_err();
+        assert_eq!((error.line, error.reason.as_str()), (2, "not UTF-8 text"));
+        assert!(parse(Path::new("a.yaml"), b"").is_err());
+        assert!(parse(Path::new("a.yaml"), b"kind: Service\n").is_err());
+    }
+
+    #[test]
+    fn a_text_that_was_cut_off_is_recognised() {
+        let shape = Shape::of(b"a: 1\nport: 8080\n---\nb: 1\n");
+        for (text, cut) in [
+            ("a: 1\nport: 80", Some(Cut::WithinLine)),
+            ("a:", Some(Cut::WithinLine)),
+            ("a: 1\n", Some(Cut::WithinDocument)),
+            ("a: 1\nport: 8080\n", Some(Cut::BetweenDocuments)),
+            ("a: 1\nport: 8080\n---\n", Some(Cut::BetweenDocuments)),
+            ("a: 2\nport: 80", None),
+            ("a: 1\nport: 8080\n---\nb:", Some(Cut::WithinLine)),
+            ("a: 1\nport: 8080\n---\nb: 1", None),
+            ("a: 1\nport: 8080\n---\nb: 2", None),
+            ("", None),
+        ] {
+            assert_eq!(shape.cut(text.as_bytes()), cut, "{text:?}");
+        }
+    }
+}
