@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, umount2};
 use nix::unistd::{ForkResult, fork, getpid, setsid};
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -133,8 +134,38 @@ pub fn sweep(prefix: &str) {
     }
 }
 
-/// Unmounts everything below `dir`, deepest first, then removes it.
+/// Where a state directory remembers settings of the machine that must be restored.
+const SETTINGS: &str = "settings";
+
+/// Sets `/proc/sys/KEY` of this machine and remembers the old value in `dir`, so that
+/// [`remove_state`] restores it, whoever calls that.
+pub fn set_machine(dir: &Path, key: &str, value: &str) -> Result<()> {
+    let path = format!("/proc/sys/{key}");
+    let old = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    if old.trim() == value {
+        return Ok(());
+    }
+    let mut file = fs::File::options()
+        .create(true)
+        .append(true)
+        .open(dir.join(SETTINGS))
+        .context("cannot remember a setting of the machine")?;
+    writeln!(file, "{key} {}", old.trim()).context("cannot remember a setting of the machine")?;
+    fs::write(&path, value).with_context(|| format!("cannot write {value} to {path}"))
+}
+
+/// Restores the machine's settings that `dir` remembers, unmounts everything below it, deepest
+/// first, then removes it.
 pub fn remove_state(dir: &Path) {
+    for line in fs::read_to_string(dir.join(SETTINGS))
+        .unwrap_or_default()
+        .lines()
+        .rev()
+    {
+        if let Some((key, value)) = line.split_once(' ') {
+            let _ = fs::write(format!("/proc/sys/{key}"), value);
+        }
+    }
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mut points: Vec<&str> = mounts
         .lines()

@@ -28,7 +28,7 @@ pub use capture::Capture;
 pub use cgroup::Cgroup;
 pub use client::Answer;
 pub use namespace::Namespace;
-pub use node::{Node, Pod, PodNetwork};
+pub use node::{Node, Pod, PodNetwork, PodSubnet};
 pub use offload::Offload;
 pub use place::Place;
 pub use process::Process;

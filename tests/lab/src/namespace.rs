@@ -42,6 +42,13 @@ impl Namespace {
         self.name.as_deref()
     }
 
+    /// How `ip link … netns` names it: by name, or by a process that runs in it.
+    pub fn handle(&self) -> String {
+        self.name
+            .clone()
+            .unwrap_or_else(|| std::process::id().to_string())
+    }
+
     /// The file that holds the namespace.
     pub fn path(&self) -> PathBuf {
         match &self.name {

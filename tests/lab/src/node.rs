@@ -31,18 +31,41 @@ pub struct Node {
     root: Cgroup,
     prefix: String,
     network: PodNetwork,
-    subnet: u8,
+    subnet: PodSubnet,
+    /// Begins the names of the pods' devices on the node.
+    devices: String,
     pods: Cell<u8>,
 }
 
+/// A node's pod network: a /24 and a /64.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PodSubnet {
+    /// The first three octets.
+    pub v4: [u8; 3],
+    /// The first four groups, e.g. `fd00:244:1:0`.
+    pub v6: String,
+}
+
+impl PodSubnet {
+    fn v4(&self, host: u8) -> Ipv4Addr {
+        let [a, b, c] = self.v4;
+        Ipv4Addr::new(a, b, c, host)
+    }
+
+    fn v6(&self, host: u8) -> Result<Ipv6Addr> {
+        let text = format!("{}::{host:x}", self.v6);
+        text.parse()
+            .with_context(|| format!("{text} is no IPv6 address"))
+    }
+}
+
 impl Node {
-    /// Makes a node. `prefix` begins the names of its namespaces, `subnet` (1-255) numbers its pod
-    /// network: 10.244.SUBNET.0/24 and fd00:244:SUBNET::/64.
+    /// Makes a node. `prefix` begins the names of its namespaces.
     pub fn create(
         prefix: &str,
         name: &str,
         network: PodNetwork,
-        subnet: u8,
+        subnet: PodSubnet,
         parent: &Cgroup,
     ) -> Result<Self> {
         let namespace = Namespace::create(&format!("{prefix}-{name}"))?;
@@ -54,9 +77,11 @@ impl Node {
         if network == PodNetwork::Bridged {
             namespace.ip_batch(&format!(
                 "link add {BRIDGE} type bridge\n\
-                 addr add 10.244.{subnet}.1/24 dev {BRIDGE}\n\
-                 addr add fd00:244:{subnet}::1/64 dev {BRIDGE} nodad\n\
-                 link set {BRIDGE} up\n"
+                 addr add {}/24 dev {BRIDGE}\n\
+                 addr add {}/64 dev {BRIDGE} nodad\n\
+                 link set {BRIDGE} up\n",
+                subnet.v4(1),
+                subnet.v6(1)?
             ))?;
         }
         Ok(Self {
@@ -66,8 +91,24 @@ impl Node {
             prefix: prefix.to_owned(),
             network,
             subnet,
+            devices: "pod".to_owned(),
             pods: Cell::new(0),
         })
+    }
+
+    /// This machine as a node: its own namespace, the pods' cgroups below `root`, routed pods. The
+    /// caller switches forwarding on, for only it knows when to switch it back.
+    pub fn this_machine(prefix: &str, name: &str, subnet: PodSubnet, root: Cgroup) -> Self {
+        Self {
+            name: name.to_owned(),
+            place: Place::new(Namespace::host(), None),
+            root,
+            prefix: prefix.to_owned(),
+            network: PodNetwork::Routed,
+            subnet,
+            devices: format!("{prefix}p"),
+            pods: Cell::new(0),
+        }
     }
 
     /// Its name, as in a Node object.
@@ -98,8 +139,8 @@ impl Node {
     /// Its pod networks.
     pub fn pod_cidrs(&self) -> [String; 2] {
         [
-            format!("10.244.{}.0/24", self.subnet),
-            format!("fd00:244:{}::/64", self.subnet),
+            format!("{}/24", self.subnet.v4(0)),
+            format!("{}::/64", self.subnet.v6),
         ]
     }
 
@@ -108,13 +149,10 @@ impl Node {
         let number = self.pods.get() + 1;
         self.pods.set(number);
         let host = 9 + number;
-        let v4 = Ipv4Addr::new(10, 244, self.subnet, host);
-        let v6: Ipv6Addr = format!("fd00:244:{}::{host:x}", self.subnet)
-            .parse()
-            .context("the pod's IPv6 address")?;
+        let (v4, v6) = (self.subnet.v4(host), self.subnet.v6(host)?);
         let namespace = Namespace::create(&format!("{}-{}-{name}", self.prefix, self.name))?;
         let cgroup = self.root.child(name)?;
-        let device = format!("pod{number}");
+        let device = format!("{}{number}", self.devices);
         let pod = Pod {
             name: name.to_owned(),
             v4,
@@ -129,8 +167,7 @@ impl Node {
 
     fn wire(&self, pod: &Pod) -> Result<()> {
         let (device, v4, v6) = (&pod.host_device, pod.v4, pod.v6);
-        let node = self.namespace().name().unwrap_or_default();
-        let subnet = self.subnet;
+        let node = self.namespace().handle();
         match self.network {
             PodNetwork::Routed => {
                 pod.namespace().ip_batch(&format!(
@@ -162,8 +199,9 @@ impl Node {
                     "link set {device} master {BRIDGE}\nlink set {device} up\n"
                 ))?;
                 pod.namespace().ip_batch(&format!(
-                    "route add default via 10.244.{subnet}.1\n\
-                     route add default via fd00:244:{subnet}::1\n"
+                    "route add default via {}\nroute add default via {}\n",
+                    self.subnet.v4(1),
+                    self.subnet.v6(1)?
                 ))
             }
         }

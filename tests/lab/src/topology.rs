@@ -1,6 +1,7 @@
 //! A lab: nodes on one wire and a client outside the cluster.
 
 use crate::bpffs::Bpffs;
+use crate::node::PodSubnet;
 use crate::{Cgroup, Namespace, Node, Place, PodNetwork, janitor};
 use anyhow::{Context, Result, anyhow};
 use std::cell::{Cell, RefCell};
@@ -14,8 +15,9 @@ pub const UPLINK: &str = "eth0";
 /// A whole lab. Everything it made is gone after its drop.
 ///
 /// The wire is 10.77.0.0/24 and fd77::/64: node *i* is 10.77.0.10+*i* (fd77::10+*i*, hexadecimal of
-/// the same number), outside clients follow from 10.77.0.200. Nodes know each other's pod networks;
-/// outside clients know none.
+/// the same number), outside clients follow from 10.77.0.200. Node *i* has the pod networks
+/// 10.244.*i*+1.0/24 and fd00:244:*i*+1::/64. Nodes know each other's pod networks; outside clients
+/// know none.
 #[derive(Debug)]
 pub struct Lab {
     name: String,
@@ -60,7 +62,11 @@ impl Lab {
 
     fn add_node(&mut self, number: u8, network: PodNetwork) -> Result<()> {
         let name = format!("node{number}");
-        let node = Node::create(&self.name, &name, network, number + 1, &self.cgroup)?;
+        let subnet = PodSubnet {
+            v4: [10, 244, number + 1],
+            v6: format!("fd00:244:{}", number + 1),
+        };
+        let node = Node::create(&self.name, &name, network, subnet, &self.cgroup)?;
         self.plug(node.namespace(), &name, 10 + number)?;
         self.nodes.push(node);
         Ok(())
