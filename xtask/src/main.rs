@@ -1,1 +1,96 @@
-fn main() {}
+//! The workbench: everything a person types to set up, build, run, test and measure the project.
+//! Knows the tools of the trade (cargo, apt, ip); never the load balancer's own rules.
+
+mod build;
+mod demo;
+mod elf;
+mod run;
+mod setup;
+mod step;
+mod test;
+mod toolchain;
+mod workspace;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Everything a person types to work on the project.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Sets up, builds and runs: a demo, or against a cluster or a directory of manifests.
+    Run(RunArgs),
+    /// Builds the eBPF objects and target/release/lb-agent.
+    Build,
+    /// Everything that proves the project, from a clean checkout.
+    Test(TestArgs),
+    /// Runs case files on the core and the model on this host.
+    Cases {
+        /// Case files of the schema of shared/cases/kube-proxy.json.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Measures the packet path and connections; writes JSON and docs/performance.md.
+    Bench {
+        /// Passed to the benchmark.
+        #[arg(last = true)]
+        arguments: Vec<OsString>,
+    },
+}
+
+/// Options of `run`.
+#[derive(Args, Debug)]
+pub(crate) struct RunArgs {
+    /// Serve the cluster of this kubeconfig instead of the demo.
+    #[arg(long, value_name = "FILE", conflicts_with = "manifests")]
+    kubeconfig: Option<PathBuf>,
+    /// Serve the manifests of this directory instead of the demo.
+    #[arg(long, value_name = "DIR")]
+    manifests: Option<PathBuf>,
+    /// This node's name [default: the host name].
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+    /// Further flags for `lb-agent run`, after `--`.
+    #[arg(last = true)]
+    agent: Vec<OsString>,
+}
+
+/// Options of `test`.
+#[derive(Args, Debug)]
+pub(crate) struct TestArgs {
+    /// Only what needs neither root nor an eBPF toolchain.
+    #[arg(long)]
+    host: bool,
+}
+
+fn main() -> ExitCode {
+    match dispatch(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Run(args) => run::run(&args),
+        Command::Build => {
+            build::everything()?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Test(args) => test::run(&args),
+        Command::Cases { files } => test::cases(&files),
+        Command::Bench { arguments } => build::bench(&arguments),
+    }
+}

@@ -111,6 +111,13 @@ pub fn sweep_dead() {
 
 /// Removes every namespace, cgroup and directory whose name begins with `prefix`.
 pub fn sweep(prefix: &str) {
+    let state = state_dir();
+    for name in names_in(&state)
+        .into_iter()
+        .filter(|name| name.starts_with(prefix))
+    {
+        remove_state(&state.join(name));
+    }
     if let Ok(root) = cgroup::mount_point() {
         for name in names_in(&root)
             .into_iter()
@@ -125,13 +132,41 @@ pub fn sweep(prefix: &str) {
     {
         let _ = command::output(Command::new("ip").args(["netns", "del", name]));
     }
-    let state = state_dir();
-    for name in names_in(&state)
-        .into_iter()
-        .filter(|name| name.starts_with(prefix))
-    {
-        remove_state(&state.join(name));
+}
+
+/// Where a state directory names the agent whose `cleanup` must run before its pins are dropped:
+/// packet programs attached by clsact hold on by themselves.
+const CLEANUP: &str = "cleanup";
+/// Where a state directory has its bpffs, if an agent of this machine uses it.
+pub const BPFFS: &str = "bpf";
+
+/// Remembers in `dir` that `agent cleanup` must run on `dir`/[`BPFFS`].
+pub fn remember_agent(dir: &Path, agent: &Path) -> Result<()> {
+    fs::write(dir.join(CLEANUP), agent.as_os_str().as_encoded_bytes())
+        .with_context(|| format!("cannot write to {}", dir.display()))
+}
+
+/// Runs the `cleanup` of the agent that `dir` remembers, if any.
+pub fn clean_agent(dir: &Path) -> Result<()> {
+    let Ok(agent) = fs::read_to_string(dir.join(CLEANUP)) else {
+        return Ok(());
+    };
+    let run = || {
+        command::output(
+            Command::new(&agent)
+                .arg("cleanup")
+                .arg("--bpffs")
+                .arg(dir.join(BPFFS)),
+        )
+    };
+    // The agent dies with whoever started it, but nobody is told when it let go of its lock.
+    for _ in 0..20 {
+        if run().is_ok() {
+            return Ok(());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
     }
+    run().map(drop)
 }
 
 /// Where a state directory remembers settings of the machine that must be restored.
@@ -154,9 +189,10 @@ pub fn set_machine(dir: &Path, key: &str, value: &str) -> Result<()> {
     fs::write(&path, value).with_context(|| format!("cannot write {value} to {path}"))
 }
 
-/// Restores the machine's settings that `dir` remembers, unmounts everything below it, deepest
+/// Cleans up after the agent and restores the settings that `dir` remembers, unmounts everything below it, deepest
 /// first, then removes it.
 pub fn remove_state(dir: &Path) {
+    let _ = clean_agent(dir);
     for line in fs::read_to_string(dir.join(SETTINGS))
         .unwrap_or_default()
         .lines()

@@ -5,9 +5,9 @@ use crate::process::Process;
 use crate::{Cgroup, Namespace};
 use anyhow::{Context, Result};
 use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::SigSet;
 use std::fs::OpenOptions;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
@@ -76,10 +76,11 @@ impl Place {
             setns(&namespace, CloneFlags::CLONE_NEWNET)?;
             // SAFETY: prctl with integers only.
             unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-            debug_assert!(namespace.as_raw_fd() >= 0);
+            // Rust passes our signal mask on; a program expects to be stoppable.
+            SigSet::empty().thread_set_mask()?;
             Ok(())
         };
-        // SAFETY: between fork and exec the closure makes three system calls on descriptors that
+        // SAFETY: between fork and exec the closure makes four system calls on descriptors that
         // were opened before, and allocates nothing.
         unsafe { command.pre_exec(join) };
         Ok(command)

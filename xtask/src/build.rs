@@ -1,0 +1,160 @@
+//! Builds the eBPF objects and the agent that carries them.
+
+use crate::step::{self, say};
+use crate::toolchain::{self, Toolchain};
+use crate::workspace::{self, Flavour};
+use crate::{elf, setup};
+use anyhow::{Context, Result, bail};
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+/// Builds both objects and `target/release/lb-agent`, and returns the latter's path.
+pub(crate) fn everything() -> Result<PathBuf> {
+    objects()?;
+    step::timed(
+        "agent (release)",
+        &mut step::cargo(["build", "--release", "--package", "lb-agent"]),
+    )?;
+    let agent = workspace::target().join("release/lb-agent");
+    say(&format!("built {}", agent.display()));
+    Ok(agent)
+}
+
+/// Builds both eBPF objects, or takes prebuilt ones.
+pub(crate) fn objects() -> Result<()> {
+    let mut toolchain = None;
+    for flavour in Flavour::ALL {
+        if let Some(prebuilt) = std::env::var_os(flavour.variable()) {
+            take(flavour, Path::new(&prebuilt))?;
+            continue;
+        }
+        let chosen = if let Some(chosen) = toolchain.take() {
+            chosen
+        } else {
+            let found = setup::ebpf_toolchain()?;
+            say(&found.describe());
+            found
+        };
+        step::timed(flavour.title(), &mut compile(&chosen, flavour, "build")?)?;
+        check(flavour)?;
+        toolchain = Some(chosen);
+    }
+    Ok(())
+}
+
+/// Takes the prebuilt object `prebuilt`.
+fn take(flavour: Flavour, prebuilt: &Path) -> Result<()> {
+    let object = flavour.object();
+    say(&format!(
+        "{}: prebuilt {}",
+        flavour.title(),
+        prebuilt.display()
+    ));
+    if let Some(dir) = object.parent() {
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    fs::copy(prebuilt, &object).with_context(|| {
+        format!(
+            "cannot copy {} (named by {})",
+            prebuilt.display(),
+            flavour.variable()
+        )
+    })?;
+    check(flavour)
+}
+
+/// The cargo command for lb-ebpf with `verb`.
+pub(crate) fn compile(toolchain: &Toolchain, flavour: Flavour, verb: &str) -> Result<Command> {
+    let Toolchain { compiler, linker } = toolchain;
+    let mut cargo = Command::new(&compiler.cargo);
+    toolchain::clean(&mut cargo);
+    // Legacy: below v3 LLVM emits no atomics that 5.10 would not know.
+    let cpu = match flavour {
+        Flavour::Default => "v3",
+        Flavour::Legacy => "v2",
+    };
+    let flags = [
+        &format!("-Ctarget-cpu={cpu}"),
+        "-Cdebuginfo=2",
+        "-Clink-arg=--btf",
+    ];
+    let linker_dir = linker
+        .path
+        .parent()
+        .context("the linker has no directory")?;
+    let compiler_dir = compiler.cargo.parent().context("cargo has no directory")?;
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = [linker_dir, compiler_dir]
+        .into_iter()
+        .map(Path::to_owned)
+        .chain(std::env::split_paths(&path));
+    cargo
+        .args([
+            verb,
+            "--release",
+            "-Zbuild-std=core",
+            "--target",
+            "bpfel-unknown-none",
+        ])
+        .arg("--target-dir")
+        .arg(flavour.target())
+        .current_dir(workspace::root().join("lb-ebpf"))
+        .env("RUSTC", &compiler.rustc)
+        // -Zbuild-std on a release compiler: the sources beside it are its own.
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+        .env("PATH", std::env::join_paths(path).context("PATH")?);
+    if flavour == Flavour::Legacy {
+        cargo.arg("--no-default-features");
+    }
+    Ok(cargo)
+}
+
+/// An object with a panic in it holds a branch the verifier may reach and nobody thought of.
+fn check(flavour: Flavour) -> Result<()> {
+    let path = flavour.object();
+    let object = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let symbols = elf::symbols(&object).with_context(|| format!("in {}", path.display()))?;
+    let panics: Vec<&String> = symbols
+        .iter()
+        .filter(|name| name.contains("panicking") || name.contains("panic_"))
+        .collect();
+    if !panics.is_empty() {
+        bail!(
+            "{} can panic: it has the symbols {panics:?}",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+/// Builds for release and runs the benchmark.
+pub(crate) fn bench(arguments: &[OsString]) -> Result<ExitCode> {
+    lb_privileges("bench")?;
+    setup::lab_tools()?;
+    let agent = everything()?;
+    let mut bench = step::cargo([
+        "run",
+        "--release",
+        "--package",
+        "lb-tests",
+        "--bin",
+        "bench",
+    ]);
+    bench.arg("--").args(arguments).env("LB_AGENT_BIN", agent);
+    step::timed("benchmark", &mut bench)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Fails with one sentence unless this is root.
+pub(crate) fn lb_privileges(verb: &str) -> Result<()> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    bail!(
+        "`cargo xtask {verb}` makes network namespaces and loads eBPF programs, which needs root: \
+         run `sudo -E env \"PATH=$PATH\" cargo xtask {verb}`"
+    )
+}

@@ -1,0 +1,114 @@
+//! This machine as the demo's node: pods, an outside client, and the directory that remembers what
+//! must be undone.
+
+use super::Frontend;
+use anyhow::{Context, Result};
+use lb_lab::bpffs::Bpffs;
+use lb_lab::{Cgroup, Namespace, Node, Pod, PodSubnet, Server, janitor};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The networks of the demo, of the range set aside for benchmarks (RFC 2544), which no machine
+/// routes: pods, and the wire to the outside client.
+const PODS4: [u8; 3] = [198, 18, 77];
+const PODS6: &str = "fd00:198:18:77";
+const WIRE4: &str = "198.18.78";
+const WIRE6: &str = "fd00:198:18:78:";
+
+/// The stage. Fields are dropped in order: processes, then namespaces, then what they stood on.
+pub(crate) struct Machine {
+    _servers: Vec<Server>,
+    pods: Vec<Pod>,
+    outside: Namespace,
+    node: Node,
+    _bpffs: Bpffs,
+    state: State,
+}
+
+/// The state directory; what it remembers is undone when it goes.
+struct State(PathBuf);
+
+impl Drop for State {
+    fn drop(&mut self) {
+        janitor::remove_state(&self.0);
+    }
+}
+
+impl Machine {
+    /// Builds everything, after removing what an earlier, killed demo may have left.
+    pub(crate) fn build(node: &str) -> Result<Self> {
+        janitor::sweep_dead();
+        janitor::start()?;
+        let name = janitor::unique_name();
+        let state = State(janitor::state_dir().join(&name));
+        fs::create_dir_all(&state.0)
+            .with_context(|| format!("cannot make {}", state.0.display()))?;
+        let bpffs = Bpffs::mount(&state.0.join(janitor::BPFFS))?;
+        for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+            janitor::set_machine(&state.0, key, "1")?;
+        }
+        let subnet = PodSubnet {
+            v4: PODS4,
+            v6: PODS6.to_owned(),
+        };
+        let node = Node::this_machine(&name, node, subnet, Cgroup::create(&name)?);
+        let outside = outside(&name)?;
+        let pods = ["web-1", "web-2", "web-3"]
+            .into_iter()
+            .map(|pod| node.add_pod(pod))
+            .collect::<Result<Vec<_>>>()?;
+        let servers = pods
+            .iter()
+            .map(|pod| Server::start(pod.place(), pod.name(), Frontend::TARGET_PORT))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self {
+            _servers: servers,
+            pods,
+            outside,
+            node,
+            _bpffs: bpffs,
+            state,
+        })
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.state.0
+    }
+
+    pub(crate) fn node(&self) -> &Node {
+        &self.node
+    }
+
+    pub(crate) fn pods(&self) -> &[Pod] {
+        &self.pods
+    }
+
+    /// Where the client outside the cluster lives.
+    pub(crate) fn outside(&self) -> &Namespace {
+        &self.outside
+    }
+
+    /// This machine's addresses on the wire to the outside client.
+    pub(crate) fn addresses_for_outside() -> (String, String) {
+        (format!("{WIRE4}.1"), format!("{WIRE6}:1"))
+    }
+}
+
+/// A namespace with one cable to this machine and no other route.
+fn outside(name: &str) -> Result<Namespace> {
+    let namespace = Namespace::create(&format!("{name}-outside"))?;
+    let (host, device) = (Namespace::host(), format!("{name}c"));
+    namespace.ip_batch(&format!(
+        "link add eth0 type veth peer name {device} netns {}\n\
+         addr add {WIRE4}.2/24 dev eth0\n\
+         addr add {WIRE6}:2/64 dev eth0 nodad\n\
+         link set eth0 up\n",
+        host.handle()
+    ))?;
+    host.ip_batch(&format!(
+        "addr add {WIRE4}.1/24 dev {device}\n\
+         addr add {WIRE6}:1/64 dev {device} nodad\n\
+         link set {device} up\n"
+    ))?;
+    Ok(namespace)
+}

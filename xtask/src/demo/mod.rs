@@ -1,0 +1,127 @@
+//! The demo: pods as network namespaces, a directory of manifests as the source, the agent attached
+//! to this machine, and commands to try. Everything it makes is gone when it ends, however it ends.
+
+mod machine;
+mod manifests;
+
+use crate::run::{Served, Signals, Stopped};
+use crate::step::say;
+use anyhow::{Context, Result};
+use machine::Machine;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+/// The demo's service, as its manifests say.
+struct Frontend;
+
+impl Frontend {
+    const CLUSTER_IP4: &str = "10.96.77.10";
+    const CLUSTER_IP6: &str = "fd00:10:96::4d0a";
+    const PORT: u16 = 80;
+    const NODE_PORT: u16 = 30080;
+    const TARGET_PORT: u16 = 8080;
+}
+
+/// Builds the stage, runs the agent, prints what to try and waits for the end.
+pub(crate) fn run(agent: &Path, node: &str, flags: &[std::ffi::OsString]) -> Result<ExitCode> {
+    let mut signals = Signals::block()?;
+    let machine = Machine::build(node)?;
+    let manifests = machine.dir().join("manifests");
+    let spare = machine.dir().join("spare");
+    manifests::write(&manifests, &spare, node, machine.pods())?;
+    let log = machine.dir().join("agent.log");
+    let mut command = machine.node().place().command(agent)?;
+    command
+        .args(["run", "--node", node])
+        .arg("--manifests")
+        .arg(&manifests);
+    command.arg("--state-dir").arg(machine.dir().join("state"));
+    command.args(flags).stdin(Stdio::null());
+    let file = fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+    command.stdout(file.try_clone()?).stderr(file);
+    let mut served = Served::start(command, agent, machine.dir(), flags)?;
+    let healthy = served.wait_healthy(&signals);
+    if let Err(error) = healthy {
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let tail = lines[lines.len().saturating_sub(30)..].join("\n");
+        return Err(error.context(format!(
+            "the demo's agent did not start; its log:\n{tail}\n"
+        )));
+    }
+    print(&machine, &manifests, &spare, &log);
+    match served.wait(&mut signals)? {
+        Stopped::Signal => {
+            say("stopping: removing programs, links, tables, namespaces, devices and cgroups");
+            Ok(ExitCode::SUCCESS)
+        }
+        Stopped::Agent(status) => {
+            let text = fs::read_to_string(&log).unwrap_or_default();
+            anyhow::bail!("the agent ended ({status}); its log:\n{text}")
+        }
+    }
+}
+
+/// The commands to try, each tried once before it is offered.
+fn print(machine: &Machine, manifests: &Path, spare: &Path, log: &Path) {
+    let (v4, v6, port) = (
+        Frontend::CLUSTER_IP4,
+        Frontend::CLUSTER_IP6,
+        Frontend::NODE_PORT,
+    );
+    // Without --noproxy a proxy of the environment would be asked for the pods.
+    let curl = "curl --noproxy '*' --silent --show-error --max-time 5";
+    let outside = machine.outside().name().unwrap_or_default();
+    let (near4, near6) = Machine::addresses_for_outside();
+    let commands = [
+        (
+            "ClusterIP",
+            format!("{curl} http://{v4}:{}/", Frontend::PORT),
+        ),
+        (
+            "ClusterIP, IPv6",
+            format!("{curl} 'http://[{v6}]:{}/'", Frontend::PORT),
+        ),
+        ("node port", format!("{curl} http://127.0.0.1:{port}/")),
+        (
+            "node port, IPv6",
+            format!("{curl} 'http://[{near6}]:{port}/'"),
+        ),
+    ];
+    let from_outside = [
+        format!("ip netns exec {outside} {curl} http://{near4}:{port}/"),
+        format!("ip netns exec {outside} {curl} 'http://[{near6}]:{port}/'"),
+    ];
+    println!(
+        "\nThe demo runs. Each answer names the pod that gave it; repeat a command to meet both.\n"
+    );
+    for (_, command) in &commands {
+        println!("{command}");
+    }
+    println!("\nAs a client outside the cluster, through the packet path (as root):\n");
+    for command in &from_outside {
+        println!("{command}");
+    }
+    println!(
+        "\nThe manifests are in {}; what you change there is served at once:\n",
+        manifests.display()
+    );
+    println!("mv {}/web-2.yaml {}/", manifests.display(), spare.display());
+    println!("cp {}/web-3.yaml {}/", spare.display(), manifests.display());
+    println!(
+        "\nThe agent's log is {}. Ctrl-C ends the demo and removes everything.\n",
+        log.display()
+    );
+    let named = commands.iter().map(|(name, command)| (*name, command));
+    for (name, command) in named.chain(from_outside.iter().map(|command| ("outside", command))) {
+        if let Err(error) = attempt(command) {
+            println!("Not answered just now ({name}): {command}: {error:#}");
+        }
+    }
+}
+
+/// Runs one printed command as a shell would.
+fn attempt(command: &str) -> Result<()> {
+    lb_lab::command::output(Command::new("sh").args(["-c", command])).map(drop)
+}

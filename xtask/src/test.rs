@@ -1,0 +1,199 @@
+//! `cargo xtask test`: everything that proves the project, and one summary at the end.
+
+use crate::step::{self, cargo, say};
+use crate::workspace::{self, Flavour};
+use crate::{TestArgs, build, setup};
+use anyhow::{Context, Result, bail};
+use std::fmt;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+/// How a part ended.
+#[derive(Debug)]
+enum Outcome {
+    Passed,
+    Failed(String),
+}
+
+#[derive(Default)]
+struct Report(Vec<(&'static str, Outcome, Duration)>);
+
+impl Report {
+    /// Runs one part; later parts run whatever became of it.
+    fn part(&mut self, name: &'static str, work: impl FnOnce() -> Result<()>) {
+        self.outcome(name, || match work() {
+            Ok(()) => Outcome::Passed,
+            Err(error) => Outcome::Failed(format!("{error:#}")),
+        });
+    }
+
+    fn outcome(&mut self, name: &'static str, work: impl FnOnce() -> Outcome) {
+        say(name);
+        let start = Instant::now();
+        let outcome = work();
+        if let Outcome::Failed(reason) = &outcome {
+            eprintln!("{name}: {reason}");
+        }
+        self.0.push((name, outcome, start.elapsed()));
+    }
+
+    fn failed(&self) -> bool {
+        self.0
+            .iter()
+            .any(|(_, outcome, _)| matches!(outcome, Outcome::Failed(_)))
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, outcome, took) in &self.0 {
+            let (word, reason) = match outcome {
+                Outcome::Passed => ("passed", ""),
+                Outcome::Failed(reason) => ("FAILED", reason.lines().next().unwrap_or_default()),
+            };
+            writeln!(f, "{word:8} {:>5} s  {name}  {reason}", took.as_secs())?;
+        }
+        let count = |wanted: fn(&Outcome) -> bool| {
+            self.0
+                .iter()
+                .filter(|(_, outcome, _)| wanted(outcome))
+                .count()
+        };
+        write!(
+            f,
+            "{} parts passed, {} failed",
+            count(|outcome| matches!(outcome, Outcome::Passed)),
+            count(|outcome| matches!(outcome, Outcome::Failed(_)))
+        )
+    }
+}
+
+fn run_all(args: &TestArgs) -> Report {
+    let mut report = Report::default();
+    report.part("formatting", formatting);
+    if args.host {
+        report.part("lints", || step::run(&mut clippy(["--workspace"])));
+        report.part("host tests", || {
+            step::run(&mut cargo([
+                "test",
+                "--quiet",
+                "--workspace",
+                "--exclude",
+                "lb-tests",
+            ]))
+        });
+        report.part("host tests of the labs' own code", || {
+            step::run(&mut cargo([
+                "test",
+                "--quiet",
+                "--package",
+                "lb-tests",
+                "--lib",
+                "--bins",
+            ]))
+        });
+        report.part("cases", project_cases);
+        return report;
+    }
+    report.part("tools", setup::test_tools);
+    report.part("eBPF objects", build::objects);
+    report.part("lints", || step::run(&mut clippy(["--workspace"])));
+    report.part("lints of the eBPF crate", ebpf_lints);
+    report.part("agent", || {
+        step::run(&mut cargo(["build", "--package", "lb-agent"]))
+    });
+    report.part("host and kernel tests", || {
+        let mut tests = cargo(["test", "--quiet", "--no-fail-fast", "--workspace"]);
+        step::run(tests.env("LB_AGENT_BIN", workspace::target().join("debug/lb-agent")))
+    });
+    report.part("cases", project_cases);
+    report
+}
+
+/// Runs every part and prints the summary.
+pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
+    if !args.host && !nix::unistd::geteuid().is_root() {
+        bail!(
+            "the kernel tests make network namespaces and load eBPF programs, which needs root: \
+             run `sudo -E env \"PATH=$PATH\" cargo xtask test`, or `cargo xtask test --host` for \
+             the part that needs none"
+        );
+    }
+    setup::host_compiler()?;
+    let report = run_all(args);
+    println!("\n{report}");
+    Ok(if report.failed() {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn formatting() -> Result<()> {
+    step::run(&mut cargo(["fmt", "--all", "--check"]))?;
+    step::run(&mut cargo([
+        "fmt",
+        "--manifest-path",
+        "lb-ebpf/Cargo.toml",
+        "--check",
+    ]))
+}
+
+fn clippy<const N: usize>(what: [&str; N]) -> Command {
+    let mut command = cargo(["clippy", "--quiet", "--all-targets"]);
+    command.args(what).args(["--", "-D", "warnings"]);
+    command
+}
+
+/// The eBPF crate is linted by the clippy of the compiler that builds it, where there is one.
+fn ebpf_lints() -> Result<()> {
+    let toolchain = setup::ebpf_toolchain()?;
+    setup::ebpf_clippy(&toolchain)?;
+    let mut command = build::compile(&toolchain, Flavour::Default, "clippy")?;
+    step::run(command.args(["--quiet", "--", "-D", "warnings"]))
+}
+
+/// The case files that the repository carries.
+fn project_cases() -> Result<()> {
+    let dir = workspace::root().join("tests/cases");
+    let mut files: Vec<PathBuf> = dir
+        .read_dir()
+        .with_context(|| format!("cannot read {}", dir.display()))?
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "json")
+        })
+        .collect();
+    files.sort();
+    step::run(&mut cases_command(&files))
+}
+
+fn cases_command(files: &[PathBuf]) -> Command {
+    let mut command = cargo([
+        "run",
+        "--quiet",
+        "--package",
+        "lb-tests",
+        "--bin",
+        "cases",
+        "--",
+    ]);
+    command.args(files);
+    command
+}
+
+/// `cargo xtask cases`: the runner's output and exit code are its own.
+pub(crate) fn cases(files: &[PathBuf]) -> Result<ExitCode> {
+    // The runner starts at the root of the workspace; the names were typed elsewhere.
+    let files = files
+        .iter()
+        .map(|file| std::path::absolute(file).context("cannot resolve a case file's name"))
+        .collect::<Result<Vec<_>>>()?;
+    let status = cases_command(&files)
+        .status()
+        .context("cannot start the case runner")?;
+    Ok(u8::try_from(status.code().unwrap_or(1)).map_or(ExitCode::FAILURE, ExitCode::from))
+}
