@@ -1,5 +1,6 @@
 //! What the kernel tests and labs of this package share.
 
+pub mod conformance;
 pub mod endtoend;
 pub mod foreign;
 pub mod kernel;

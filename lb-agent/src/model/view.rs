@@ -3,7 +3,7 @@
 use super::desired::{
     Desired, DesiredEndpoint, DesiredFrontend, DesiredService, Family, ObjectName, ServicePortName,
 };
-use super::endpoint::Slice;
+use super::endpoint::{Endpoint, Slice};
 use super::frontend;
 use super::index::{claimant, exact};
 use super::refusal::{NotServed, Reason, Refusal};
@@ -14,7 +14,7 @@ use crate::source::Kind;
 use lb_common::addr::Protocol;
 use lb_common::balance::Algorithm;
 use lb_common::table::{EmptyAction, FrontendKind};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -100,6 +100,30 @@ impl State {
                     service: service.as_ref().clone(),
                     feature: *feature,
                 })
+            })
+            .collect()
+    }
+
+    /// Every endpoint known for a service name in a family, by port name and protocol, before any
+    /// is chosen: what people want to see who ask why nobody serves.
+    pub fn known_endpoints(
+        &self,
+        service: &ObjectName,
+        family: Family,
+    ) -> BTreeMap<(String, Protocol), BTreeMap<SocketAddr, Endpoint>> {
+        let ports: BTreeSet<(&str, Protocol)> = self
+            .slices(service, family)
+            .flat_map(|slice| slice.ports.iter())
+            .map(|port| (&*port.name, port.protocol))
+            .collect();
+        ports
+            .into_iter()
+            .map(|(port, protocol)| {
+                let known = self.endpoints(service, port, protocol, family);
+                let known = known
+                    .into_iter()
+                    .map(|(at, endpoint)| (at, endpoint.clone()));
+                ((port.to_owned(), protocol), known.collect())
             })
             .collect()
     }

@@ -1,0 +1,314 @@
+//! A node in memory: the model's state, the plan, and tables that hold what the plan wrote.
+
+use super::Outcome;
+use ipnet::IpNet;
+use lb_agent::model::desired::{Family, ObjectName};
+use lb_agent::model::frontend::local_addresses;
+use lb_agent::model::node::NodeFacts;
+use lb_agent::model::{NodePortAddresses, Options, PodDetection, State};
+use lb_agent::plan::{Limits, Op, Plan, Planner};
+use lb_agent::source::{Change, Kind, Object};
+use lb_common::addr::{Addr, Prefix};
+use lb_common::hash::HashKeys;
+use lb_common::host::HostTables;
+use lb_common::table::{Backend, Config, Service, Slot};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+const LIMITS: Limits = Limits {
+    services: 1 << 10,
+    backends: 1 << 12,
+    slots: 1 << 14,
+    frontends: 1 << 12,
+};
+
+/// The node of a case.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct Node {
+    pub(super) name: String,
+    #[serde(rename = "primaryIPs")]
+    pub(super) primary_ips: BTreeMap<String, IpAddr>,
+    #[serde(rename = "localIPs")]
+    pub(super) local_ips: Vec<IpAddr>,
+    pub(super) labels: BTreeMap<String, String>,
+    #[serde(rename = "serviceCIDRs")]
+    pub(super) service_cidrs: Vec<IpNet>,
+    pub(super) node_port_addresses: Vec<String>,
+    pub(super) localhost_node_ports: bool,
+    pub(super) masquerade_all: bool,
+    pub(super) detect_local: DetectLocal,
+    pub(super) feature_gates: BTreeMap<String, bool>,
+}
+
+/// kube-proxy's local detector.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct DetectLocal {
+    mode: String,
+    #[serde(rename = "clusterCIDRs")]
+    cluster_cidrs: Vec<IpNet>,
+    #[serde(rename = "podCIDRs")]
+    pod_cidrs: Vec<IpNet>,
+    bridge_interface: Option<String>,
+    interface_name_prefix: Option<String>,
+}
+
+impl Node {
+    /// The operator's choices, in nftables mode, whose answers the cases expect.
+    fn options(&self) -> Result<Options, Outcome> {
+        if let Some(gate) = self.feature_gates.keys().next() {
+            return Err(Outcome::Skipped(format!(
+                "the feature gate {gate} is not known here"
+            )));
+        }
+        let pods = match self.detect_local.mode.as_str() {
+            "" | "ClusterCIDR" => {
+                PodDetection::ClusterCidr(self.detect_local.cluster_cidrs.clone())
+            }
+            "NodeCIDR" => PodDetection::NodeCidr,
+            mode => {
+                return Err(Outcome::Skipped(format!(
+                    "detectLocalMode {mode} is not yet served: pods are told by address, not by interface"
+                )));
+            }
+        };
+        Ok(Options {
+            pods,
+            node_port_addresses: node_port_addresses(&self.node_port_addresses)?,
+            // nftables mode never serves node ports on loopback (section 5.1).
+            localhost_node_ports: false,
+            masquerade_all: self.masquerade_all,
+            service_cidrs: self.service_cidrs.clone(),
+            external_ranges: None,
+        })
+    }
+
+    fn object(&self) -> Value {
+        let addresses: Vec<Value> = self
+            .primary_ips
+            .values()
+            .map(|address| json!({"type": "InternalIP", "address": address}))
+            .collect();
+        json!({
+            "metadata": {"name": self.name, "labels": self.labels},
+            "spec": {"podCIDRs": self.detect_local.pod_cidrs},
+            "status": {"addresses": addresses},
+        })
+    }
+}
+
+/// `nodePortAddresses` as kube-proxy takes it.
+pub(super) fn node_port_addresses(texts: &[String]) -> Result<NodePortAddresses, Outcome> {
+    if texts.is_empty() {
+        return Ok(NodePortAddresses::All);
+    }
+    if texts == ["primary"] {
+        return Ok(NodePortAddresses::Primary);
+    }
+    let ranges: Result<Vec<IpNet>, _> = texts.iter().map(|text| text.parse()).collect();
+    ranges
+        .map(NodePortAddresses::Ranges)
+        .map_err(|error| Outcome::Failed(format!("nodePortAddresses cannot be read: {error}")))
+}
+
+/// A family as cases write it.
+pub(super) fn family(text: &str) -> Result<Family, Outcome> {
+    match text {
+        "IPv4" => Ok(Family::V4),
+        "IPv6" => Ok(Family::V6),
+        _ => Err(Outcome::Failed(format!("{text} is no IP family"))),
+    }
+}
+
+/// `namespace/name`.
+pub(super) fn object_name(text: &str) -> ObjectName {
+    let (namespace, name) = text.split_once('/').unwrap_or(("", text));
+    ObjectName {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+    }
+}
+
+/// One node with what it knows and what its tables hold.
+pub(super) struct World {
+    pub(super) state: State,
+    pub(super) tables: HostTables,
+    planner: Planner,
+    local_ips: Vec<IpAddr>,
+}
+
+impl World {
+    /// A node that has heard everything there is to hear: nothing but itself yet.
+    pub(super) fn new(node: &Node) -> Result<Self, Outcome> {
+        let mut config = Config {
+            flags: 0,
+            socket_mode: 0,
+            flow_mask: 0,
+            snat_port_first: 61_000,
+            snat_port_last: 65_000,
+            node_port_first: 30_000,
+            node_port_last: 32_767,
+            host_namespace: 0,
+            reserved: 0,
+            hash_keys: HashKeys::from_random([1, 2, 3, 4, 5, 6, 7, 8]),
+            pods_v4: Prefix::NONE,
+            pods_v6: Prefix::NONE,
+        };
+        let options = node.options()?;
+        let mut state = State::new(options, NodeFacts::named(&node.name));
+        for kind in Kind::ALL {
+            state.apply(Change::Restart(kind));
+            if kind == Kind::Node {
+                state.apply(change(Kind::Node, &node.object())?);
+            }
+            state.apply(Change::Complete(kind));
+        }
+        state.options().configure(state.node(), &mut config);
+        let mut local_ips = node.local_ips.clone();
+        // Every node has these; cases leave them out.
+        local_ips.extend([
+            IpAddr::from([127, 0, 0, 1]),
+            "::1"
+                .parse()
+                .unwrap_or_else(|_| unreachable!("a valid address")),
+        ]);
+        let mut world = Self {
+            state,
+            planner: Planner::new(LIMITS, config.hash_keys),
+            tables: HostTables::new(config),
+            local_ips,
+        };
+        world.write_local_addresses();
+        Ok(world)
+    }
+
+    fn write_local_addresses(&mut self) {
+        let local = local_addresses(self.state.options(), self.state.node(), &self.local_ips);
+        self.tables.local = local
+            .into_iter()
+            .map(|(address, flags)| (Addr::from(address), flags))
+            .collect::<HashMap<_, _>>();
+    }
+
+    /// The node's labels change; everything else of it stays.
+    pub(super) fn relabel(
+        &mut self,
+        node: &mut Node,
+        labels: BTreeMap<String, String>,
+    ) -> Result<(), Outcome> {
+        node.labels = labels;
+        self.apply(change(Kind::Node, &node.object())?);
+        Ok(())
+    }
+
+    /// Objects exist and look like this.
+    pub(super) fn upsert(&mut self, kind: Kind, objects: &[Value]) -> Result<(), Outcome> {
+        for object in objects {
+            self.apply(change(kind, object)?);
+        }
+        Ok(())
+    }
+
+    /// Objects are gone, named `namespace/name`.
+    pub(super) fn delete(&mut self, kind: Kind, names: &[String]) {
+        for name in names {
+            self.apply(Change::Delete(kind, object_name(name)));
+        }
+    }
+
+    /// Takes a change and writes what it changes, as the agent does: the touched services only.
+    pub(super) fn apply(&mut self, change: Change) -> bool {
+        let dirty = self.state.apply(change);
+        let changed: Vec<_> = dirty
+            .iter()
+            .map(|name| (name, self.state.desired(name)))
+            .collect();
+        let plan = self.planner.update(
+            changed
+                .iter()
+                .map(|(name, desired)| (*name, desired.as_ref())),
+        );
+        self.write(plan);
+        !dirty.is_empty()
+    }
+
+    fn write(&mut self, plan: Plan) {
+        let tables = &mut self.tables;
+        for op in plan.ops {
+            write_op(tables, op);
+        }
+        if let Some(fence) = plan.fence {
+            // No program runs between two steps of a case.
+            let graced = self.planner.graced(fence);
+            self.write(graced);
+        }
+    }
+}
+
+fn write_op(tables: &mut HostTables, op: Op) {
+    match op {
+        Op::Backend(id, backend) => *at(&mut tables.backends, id.0, Backend::default) = backend,
+        Op::Bits { index, value } => tables.bits.words[index] = value,
+        Op::Slots { start, slots } => {
+            for (index, slot) in (start..).zip(slots) {
+                *at(&mut tables.slots, index, Slot::default) = slot;
+            }
+        }
+        Op::Window {
+            service,
+            local,
+            word,
+        } => {
+            let service = at(&mut tables.services, service.0, Service::default);
+            if local {
+                service.local = word;
+            } else {
+                service.cluster = word;
+            }
+        }
+        Op::Policy {
+            service,
+            flags,
+            affinity_seconds,
+            algorithm,
+        } => {
+            let service = at(&mut tables.services, service.0, Service::default);
+            service.flags = flags;
+            service.affinity_seconds = affinity_seconds;
+            service.algorithm = algorithm;
+        }
+        Op::Frontend(key, frontend) => {
+            tables.frontends.insert(key, frontend);
+        }
+        Op::RemoveFrontend(key) => {
+            tables.frontends.remove(&key);
+        }
+        Op::ClearService(id) => {
+            *at(&mut tables.services, id.0, Service::default) = Service::default()
+        }
+        // Names and counters are for people; no packet asks for them.
+        Op::Name(..) | Op::RemoveName(_) | Op::ResetCounters(_) => {}
+    }
+}
+
+fn at<T: Clone>(table: &mut Vec<T>, index: u32, empty: fn() -> T) -> &mut T {
+    let index = index as usize;
+    if table.len() <= index {
+        table.resize(index + 1, empty());
+    }
+    &mut table[index]
+}
+
+/// An object as the API would deliver it.
+pub(super) fn change(kind: Kind, object: &Value) -> Result<Change, Outcome> {
+    Ok(Change::Apply(match kind {
+        Kind::Service => Object::Service(Box::new(super::read("a Service", object)?)),
+        Kind::EndpointSlice => {
+            Object::EndpointSlice(Box::new(super::read("an EndpointSlice", object)?))
+        }
+        Kind::Node => Object::Node(Box::new(super::read("the node", object)?)),
+    }))
+}
