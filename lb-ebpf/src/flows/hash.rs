@@ -64,26 +64,36 @@ static FLOWS: LruHashMap<Key, Record, 65_536> = LruHashMap::new();
 #[btf_map(name = "lb_flow_ends")]
 static ENDS: LruHashMap<Key, Key, 131_072> = LruHashMap::new();
 
-/// A copy of the flow under `key`. The element may be recycled under the reader, so the copy is
-/// compared with what was asked.
+/// Replaces `record` by the flow under `key`. The element may be recycled under the reader, so the
+/// copy is compared with what was asked.
 #[inline(always)]
-fn flow(key: &Key) -> Option<Record> {
+fn copy(key: &Key, record: &mut Record) -> u32 {
     // SAFETY: the element is only copied.
-    let record = *unsafe { FLOWS.get(key) }?;
-    let found = Key::of(&record, FRONTEND);
-    let same = found.client == key.client
-        && found.other == key.other
-        && found.ports == key.ports
-        && found.protocol == key.protocol;
-    same.then(|| record.in_bucket(key.protocol))
+    let Some(found) = (unsafe { FLOWS.get(key) }) else {
+        return FULL;
+    };
+    *record = found.in_bucket(key.protocol);
+    if is_under(record, key) { OK } else { FULL }
+}
+
+/// True if the record is the flow under `key`. Copies of records and keys cost stack, of which a
+/// whole call chain has 512 bytes: hence references and single words here.
+#[inline(always)]
+fn is_under(record: &Record, key: &Key) -> bool {
+    let (client, frontend) = (record.client(), record.frontend());
+    client.addr.0 == key.client
+        && frontend.addr.0 == key.other
+        && u32::from(client.port.0) | (u32::from(frontend.port.0) << 16) == key.ports
+        && u32::from(record.protocol().0) == key.protocol
 }
 
 /// The flow that another pair of ends leads to.
 #[inline(always)]
-fn flow_behind(ends: &Key) -> Option<Record> {
-    // SAFETY: the element is only copied.
-    let key = *unsafe { ENDS.get(ends) }?;
-    flow(&key)
+fn behind(ends: &Key) -> Option<&'static Record> {
+    // SAFETY: a live element of a map that lives as long as the program.
+    let key = unsafe { ENDS.get(ends) }?;
+    // SAFETY: as above.
+    unsafe { FLOWS.get(key) }
 }
 
 #[inline(always)]
@@ -92,123 +102,123 @@ fn is_expired(record: &Record, now: Tick) -> bool {
     Lifetime::is_expired(record.protocol(), control.state(), control.seen(), now)
 }
 
-#[inline(always)]
-fn give(record: &mut Record, found: Option<Record>) -> u32 {
-    match found {
-        Some(found) => {
-            *record = found;
-            OK
-        }
-        None => FULL,
+/// Replaces `record` by the flow between its client and frontend.
+#[inline(never)]
+pub(super) fn by_frontend(record: &mut Record) -> u32 {
+    copy(&Key::of(record, FRONTEND), record)
+}
+
+/// Replaces `record` by the flow between its client and backend.
+#[inline(never)]
+pub(super) fn by_backend(record: &mut Record) -> u32 {
+    let ends = Key::of(record, BACKEND);
+    let Some(found) = behind(&ends) else {
+        return FULL;
+    };
+    *record = found.in_bucket(u32::from(found.protocol().0));
+    let is_backend = Kernel.backend(record.backend()).is_some_and(|backend| {
+        backend.addr.0 == ends.other && u32::from(backend.port.0) == ends.ports >> 16
+    });
+    if is_backend && record.client().addr.0 == ends.client {
+        OK
+    } else {
+        FULL
     }
 }
 
-#[inline(never)]
-pub(super) fn by_frontend(record: &mut Record) -> u32 {
-    let found = flow(&Key::of(record, FRONTEND));
-    give(record, found)
-}
-
-#[inline(never)]
-pub(super) fn by_backend(record: &mut Record) -> u32 {
-    let found = flow_behind(&Key::of(record, BACKEND)).filter(|found| {
-        let end = record.frontend();
-        found.client() == record.client()
-            && Kernel
-                .backend(found.backend())
-                .is_some_and(|backend| backend.addr == end.addr && backend.port == end.port)
-    });
-    give(record, found)
-}
-
+/// Replaces `record` by the flow between its SNAT end and backend.
 #[inline(never)]
 pub(super) fn by_alias(record: &mut Record) -> u32 {
-    let port = record.client().port;
-    let found = flow_behind(&Key::of(record, ALIAS)).filter(|found| found.snat_port() == port);
-    give(record, found)
+    let ends = Key::of(record, ALIAS);
+    let Some(found) = behind(&ends) else {
+        return FULL;
+    };
+    *record = found.in_bucket(u32::from(found.protocol().0));
+    if u32::from(record.snat_port().0) == ends.ports & 0xffff {
+        OK
+    } else {
+        FULL
+    }
 }
 
+/// Inserts the flow, or replaces `record` by the one that is there.
 #[inline(never)]
 pub(super) fn insert(record: &mut Record, state: u32, now: u32) -> u32 {
-    let now = Tick(now);
     let key = Key::of(record, FRONTEND);
-    let present = flow(&key);
-    let flags = match present {
-        Some(present) if !is_expired(&present, now) => return give(record, Some(present)),
-        Some(_) => BPF_ANY,
-        None => BPF_NOEXIST,
-    };
+    let mut flags = BPF_NOEXIST;
+    // SAFETY: the element is only read.
+    if let Some(present) = unsafe { FLOWS.get(&key) } {
+        if !is_expired(present, Tick(now)) {
+            return copy(&key, record);
+        }
+        flags = BPF_ANY;
+    }
     let Some(backend) = Kernel.backend(record.backend()) else {
         return FULL;
     };
-    let end = Endpoint {
-        addr: backend.addr,
-        port: backend.port,
+    let ends = Key {
+        client: key.client,
+        other: backend.addr.0,
+        ports: (key.ports & 0xffff) | (u32::from(backend.port.0) << 16),
+        protocol: key.protocol | BACKEND,
     };
-    let control = Control::new(Kind::LIVE, state as u16, Kernel.random() as u16, now);
-    let new = record.with_control(control).in_bucket(key.protocol);
-    if FLOWS.insert(&key, new, u64::from(flags)).is_err() {
+    let control = Control::new(Kind::LIVE, state as u16, Kernel.random() as u16, Tick(now));
+    *record = record.with_control(control).in_bucket(key.protocol);
+    if FLOWS.insert(&key, &*record, u64::from(flags)).is_err() {
         // Another CPU was quicker.
-        return give(record, flow(&key));
+        return copy(&key, record);
     }
-    let ends = Key::new(&record.client(), &end, record.protocol(), BACKEND);
-    if ENDS.insert(&ends, key, u64::from(BPF_ANY)).is_err() {
+    if ENDS.insert(&ends, &key, u64::from(BPF_ANY)).is_err() {
         return FULL;
     }
-    give(record, Some(new))
+    OK
 }
 
-/// Reserves the alias `record` for `flow`.
+/// Reserves the alias `record` for `flow`, then replaces it by that flow.
 #[inline(always)]
 pub(super) fn attach(record: &mut Record, flow: &Flow, address: u32, now: u32) -> u32 {
-    let protocol = record.protocol();
-    let primary = Record::of_flow(&flow.client, &flow.frontend, protocol, flow.backend);
-    attach_to(
-        record,
-        &primary,
-        u32::from(flow.handle.version) << 16 | address,
-        now,
-    )
+    let key = Key::new(&flow.client, &flow.frontend, record.protocol(), FRONTEND);
+    let version_address = (u32::from(flow.handle.version) << 16) | (address & 0xffff);
+    attach_to(record, &key, version_address, now)
 }
 
-/// `version_address`: the flow's version and, in the lower half, the SNAT address's index (five
-/// arguments are the limit, and a struct would be one more on a small stack).
+/// `version_address`: the flow's version and, in the lower half, the SNAT address's index.
 #[inline(never)]
-fn attach_to(record: &mut Record, primary: &Record, version_address: u32, now: u32) -> u32 {
-    let (version, address) = ((version_address >> 16) as u16, version_address & 0xffff);
-    let key = Key::of(primary, FRONTEND);
-    let alias = Key::of(record, ALIAS);
-    let snat = record.client().port;
-    let Some(current) = flow(&key) else {
+fn attach_to(record: &mut Record, key: &Key, version_address: u32, now: u32) -> u32 {
+    let Some(flow) = FLOWS.get_ptr_mut(key) else {
         return BUSY;
     };
-    if current.control().version() != version {
+    // SAFETY: a live element; only this word of it is read, in one piece.
+    let control = Control(unsafe { flow.cast::<u64>().read_volatile() });
+    if u32::from(control.version()) != version_address >> 16 {
         return BUSY;
     }
-    if current.snat_port().0 != 0 {
-        return give(record, Some(current));
+    // SAFETY: a live element.
+    if unsafe { &*flow }.snat_port().0 != 0 {
+        return copy(key, record);
     }
-    if let Some(holder) = flow_behind(&alias) {
-        let other = Key::of(&holder, FRONTEND);
-        let same =
-            other.client == key.client && other.other == key.other && other.ports == key.ports;
-        if !same && holder.snat_port() == snat && !is_expired(&holder, Tick(now)) {
-            return TAKEN;
-        }
-    }
-    let client = Key::of(record, BACKEND);
-    if flow_behind(&client).is_some_and(|real| real.client() == record.client()) {
+    let snat = record.client().port;
+    let mut ends = Key::of(record, BACKEND);
+    if behind(&ends).is_some_and(|real| real.client().addr.0 == ends.client) {
         // A client that really has this end talks to the same backend.
         return TAKEN;
     }
-    if ENDS.insert(&alias, key, u64::from(BPF_ANY)).is_err() {
+    ends.protocol = u32::from(record.protocol().0) | ALIAS;
+    if let Some(holder) = behind(&ends)
+        && !is_under(holder, key)
+        && holder.snat_port() == snat
+        && !is_expired(holder, Tick(now))
+    {
+        return TAKEN;
+    }
+    if ENDS.insert(&ends, key, u64::from(BPF_ANY)).is_err() {
         return FULL;
     }
-    let new = current.with_snat(snat, SnatAddressIndex(address));
-    if FLOWS.insert(&key, new, u64::from(BPF_ANY)).is_err() {
-        return FULL;
-    }
-    give(record, Some(new))
+    // SAFETY: a live element; of two CPUs that choose an end for one flow the later one wins, and
+    // the other's alias leads nowhere.
+    let flow = unsafe { &mut *flow };
+    *flow = flow.with_snat(snat, SnatAddressIndex(version_address & 0xffff));
+    copy(key, record)
 }
 
 /// [`Flows::note`](lb_common::flow::Flows::note).
@@ -237,7 +247,9 @@ pub(super) fn note(flow: &Flow, state: u16, now: Tick) {
 pub(super) fn remove(flow: &Flow) {
     let protocol = Protocol(flow.handle.bucket as u8);
     let key = Key::new(&flow.client, &flow.frontend, protocol, FRONTEND);
-    if self::flow(&key).is_some_and(|found| found.control().version() == flow.handle.version) {
+    // SAFETY: the element is only read.
+    let found = unsafe { FLOWS.get(&key) };
+    if found.is_some_and(|found| found.control().version() == flow.handle.version) {
         // It may be gone already. Its other entries lead nowhere now, and the kernel reuses them.
         let _ = FLOWS.remove(&key);
     }
