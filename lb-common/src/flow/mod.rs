@@ -21,6 +21,8 @@ mod table;
 mod memory;
 #[cfg(any(test, feature = "host"))]
 mod scan;
+#[cfg(any(test, feature = "host"))]
+pub mod stress;
 #[cfg(test)]
 mod tests;
 

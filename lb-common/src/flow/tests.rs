@@ -1,12 +1,12 @@
 //! What the table promises, one thread at a time; `tests/flow_stress.rs` has the threads.
 
 use super::*;
-use crate::addr::Prefix;
 use crate::addr::ServiceId;
 use crate::hash::HashKeys;
 use crate::host::HostTables;
 use crate::table::{Backend, Config};
 use std::net::IpAddr;
+use zerocopy::FromZeros;
 
 const NOW: Tick = Tick(1000);
 
@@ -19,20 +19,11 @@ struct World {
 impl World {
     fn new(buckets: usize) -> Self {
         let config = Config {
-            flags: 0,
-            socket_mode: 0,
             flow_mask: u32::try_from(buckets - 1).unwrap(),
-            snat_port_first: 0,
-            snat_port_last: 0,
-            node_port_first: 0,
-            node_port_last: 0,
-            reserved: 0,
             hash_keys: HashKeys::from_random(
                 [1, 2, 3, 4, 5, 6, 7, 8].map(|x: u32| x.wrapping_mul(0x9e37_79b1)),
             ),
-            pods_v4: Prefix::NONE,
-            pods_v6: Prefix::NONE,
-            host_namespace: 0,
+            ..Config::new_zeroed()
         };
         let mut tables = HostTables::new(config);
         tables.backends = (0..64u32)
