@@ -5,11 +5,14 @@
 
 use anyhow::{Context, Result, anyhow};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
-use aya::programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, Program, SockOps};
+use aya::programs::{
+    CgroupAttachMode, CgroupSock, CgroupSockAddr, Program, SchedClassifier, SockOps,
+};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader, Pod};
 use lb_common::addr::{Addr, BackendId, Port, Protocol, ServiceId};
 use lb_common::feature::{self, Feature};
+use lb_common::flow::WORDS;
 use lb_common::table::{
     AddressBits, Backend, BackendCounters, Config, Frontend, FrontendKey, LocalAddress, Service,
     ServiceCounters, Slot, name,
@@ -57,6 +60,11 @@ pub fn object_path() -> PathBuf {
     )
 }
 
+/// Where the object with the programs for tests and measurements is: beside the real one.
+pub fn bench_object_path() -> PathBuf {
+    object_path().with_file_name("lb-bench")
+}
+
 /// The features of the running kernel by its version: mainline and Debian kernels backport none.
 pub fn running_features() -> u32 {
     let running = KernelVersion::current().unwrap_or(KernelVersion::new(0, 0, 0));
@@ -78,8 +86,12 @@ impl KernelObject {
 
     /// Creates the maps, with these [`Feature`]s.
     pub fn load_with(features: u32) -> Result<Self> {
-        let path = object_path();
-        let bytes = std::fs::read(&path).with_context(|| {
+        Self::load_from(&object_path(), features)
+    }
+
+    /// Creates the maps of the object at `path`.
+    pub fn load_from(path: &Path, features: u32) -> Result<Self> {
+        let bytes = std::fs::read(path).with_context(|| {
             format!(
                 "cannot read {}: `cargo xtask build` makes it",
                 path.display()
@@ -95,6 +107,33 @@ impl KernelObject {
     /// The object itself, for what has no method here.
     pub fn ebpf(&mut self) -> &mut Ebpf {
         &mut self.ebpf
+    }
+
+    /// Loads a program of the packet path, without attaching it anywhere.
+    pub fn load_classifier(&mut self, name: &str) -> Result<()> {
+        let program = self.ebpf.program_mut(name);
+        let program: &mut SchedClassifier = program
+            .ok_or_else(|| anyhow!("no program {name}"))?
+            .try_into()?;
+        program
+            .load()
+            .with_context(|| format!("the kernel refuses program {name}"))
+    }
+
+    /// A loaded program of the packet path.
+    pub fn classifier(&self, name: &str) -> Result<&SchedClassifier> {
+        let program = self.ebpf.program(name);
+        Ok(program
+            .ok_or_else(|| anyhow!("no program {name}"))?
+            .try_into()?)
+    }
+
+    /// The first `count` buckets of the flow table.
+    pub fn flow_buckets(&mut self, count: u32) -> Result<Vec<[u64; WORDS]>> {
+        let flows = self.array::<[u64; WORDS]>(name::FLOWS)?;
+        (0..count)
+            .map(|index| Ok(flows.get(&index, 0)?.0))
+            .collect()
     }
 
     /// Loads and attaches every socket program to the cgroup at `path`, until this is dropped.
