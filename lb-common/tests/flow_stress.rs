@@ -38,7 +38,9 @@ fn stress<B: Buckets + Sync>(buckets: &B, count: usize, flows: usize, rounds: u3
                     let mut worker = Worker::new(id, flows);
                     for _ in 0..rounds {
                         let mut batch = worker.batch(16);
-                        batch.iter_mut().for_each(|step| step.run(&table));
+                        for step in &mut batch {
+                            step.run(&table);
+                        }
                         for mut removal in worker.judge(&batch) {
                             removal.run(&table);
                         }
@@ -54,7 +56,7 @@ fn stress<B: Buckets + Sync>(buckets: &B, count: usize, flows: usize, rounds: u3
     });
     let tables = tables(count);
     let table = FlowTable::new(buckets, &tables);
-    let words: Vec<[u64; WORDS]> = (0..count as u32)
+    let words: Vec<[u64; WORDS]> = (0..u32::try_from(count).unwrap())
         .map(|index| {
             let bucket = buckets.bucket(index).unwrap();
             std::array::from_fn(|word| buckets.load(bucket, word))

@@ -66,7 +66,7 @@ impl<B: Buckets, T: Tables> FlowTable<'_, B, T> {
         self.insert_record(Kind::ALIAS, alias, 0, now)?;
         let handle = alias.primary();
         let bucket = self.buckets.bucket(handle.bucket).ok_or(Refused::Busy)?;
-        let unset = alias.protocol().0 as u64 | tail_version(handle.version);
+        let unset = u64::from(alias.protocol().0) | tail_version(handle.version);
         let set = unset | tail_snat(alias.client().port, address);
         self.buckets.swap_if(bucket, TAIL, unset, set);
         let flow = self.flow_at(handle);
@@ -243,7 +243,7 @@ impl<B: Buckets, T: Tables> FlowTable<'_, B, T> {
         while step < 4 * GROUP {
             let distance = step % GROUP;
             let bit = 1u64 << distance;
-            let wants_named = (step / GROUP) % 2 == 0;
+            let wants_named = (step / GROUP).is_multiple_of(2);
             let pressure = step / GROUP >= 2;
             step += 1;
             if (named & bit != 0) != wants_named {

@@ -16,6 +16,11 @@
 //!
 //! Word 1 does not belong to the record: it describes the bucket *as a home*, whoever lives in it.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "fields are cut out of words all over this file"
+)]
+
 use super::{Flow, FlowHandle, SnatAddressIndex};
 use crate::addr::{Addr, BackendId, Endpoint, Port, Protocol, Tick};
 
@@ -116,7 +121,7 @@ impl Record {
         backend: BackendId,
     ) -> Self {
         let mut words = Self::ends(client, frontend, backend.0);
-        words[TAIL] = protocol.0 as u64;
+        words[TAIL] = u64::from(protocol.0);
         Self { words }
     }
 
@@ -129,7 +134,7 @@ impl Record {
         primary: FlowHandle,
     ) -> Self {
         let mut words = Self::ends(snat, backend, primary.bucket);
-        words[TAIL] = protocol.0 as u64 | ((primary.version as u64) << 32);
+        words[TAIL] = u64::from(protocol.0) | (u64::from(primary.version) << 32);
         Self { words }
     }
 
@@ -142,13 +147,14 @@ impl Record {
             client.addr.0[1],
             other.addr.0[0],
             other.addr.0[1],
-            client.port.0 as u64 | ((other.port.0 as u64) << 16) | ((upper as u64) << 32),
+            u64::from(client.port.0) | (u64::from(other.port.0) << 16) | (u64::from(upper) << 32),
             0,
         ]
     }
 
     /// The record with another word 0.
     #[inline(always)]
+    #[must_use]
     pub const fn with_control(mut self, control: Control) -> Self {
         self.words[CONTROL] = control.0;
         self
@@ -156,6 +162,7 @@ impl Record {
 
     /// The record as if it had been read from `bucket`.
     #[inline(always)]
+    #[must_use]
     pub const fn in_bucket(mut self, bucket: u32) -> Self {
         self.words[HOME] = bucket as u64;
         self
@@ -163,6 +170,7 @@ impl Record {
 
     /// The record with this SNAT end.
     #[inline(always)]
+    #[must_use]
     pub const fn with_snat(mut self, port: Port, address: SnatAddressIndex) -> Self {
         self.words[TAIL] = self.words[TAIL] & 0xffff_ffff | tail_snat(port, address);
         self

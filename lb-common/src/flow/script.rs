@@ -119,7 +119,7 @@ impl Step {
                     ],
                 };
                 let (snat, backend): (Endpoint, Endpoint) = (other.client(), other.frontend());
-                let address = SnatAddressIndex(self.address as u32);
+                let address = SnatAddressIndex(u32::from(self.address));
                 flows.attach_snat(&record.flow(), &snat, address, &backend, protocol, self.now)
             }
             Op::NOTE => {

@@ -1,6 +1,11 @@
 //! A stress of the flow table: each worker knows what its own flows must look like, and all fight for
 //! a few shared ones and for the SNAT ends. Host threads and kernel test runs execute the same steps.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "a stress has few workers, flows and buckets"
+)]
+
 use super::script::{Answer, Op, Step};
 use super::{Control, Entry, Kind, Record};
 use crate::addr::{Addr, BackendId, Endpoint, Port, Protocol, Tick};

@@ -120,7 +120,7 @@ impl<'a, B: Buckets, T: Tables> FlowTable<'a, B, T> {
         let before = Control(load(CONTROL));
         let (client_0, client_1) = (load(CLIENT), load(CLIENT + 1));
         let mut record = Record {
-            words: [0, index as u64, client_0, client_1, 0, 0, load(ENDS), 0],
+            words: [0, u64::from(index), client_0, client_1, 0, 0, load(ENDS), 0],
         };
         if before.kind() != kind || record.client() != *client {
             return None;
@@ -156,7 +156,7 @@ impl<'a, B: Buckets, T: Tables> FlowTable<'a, B, T> {
         let mut record = Record {
             words: [
                 load(CONTROL),
-                index as u64,
+                u64::from(index),
                 load(CLIENT),
                 load(CLIENT + 1),
                 load(FRONTEND),
