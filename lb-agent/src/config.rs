@@ -19,8 +19,8 @@ use std::time::Duration;
 const METRICS_PORT: u16 = 10249;
 /// Port of `/healthz`, as kube-proxy's.
 const HEALTH_PORT: u16 = 10256;
-/// Bounds of `--max-flows`: below, a node's own probes fill it; above, the table exceeds 4 GiB.
-const MAX_FLOWS_BOUNDS: std::ops::RangeInclusive<u32> = 1024..=1 << 26;
+/// Bounds of `--max-flows`: below, a handful of clients fill it; above, the table exceeds 4 GiB.
+const MAX_FLOWS_BOUNDS: std::ops::RangeInclusive<u32> = 64..=1 << 26;
 /// The API server's default node port range.
 const NODE_PORTS: PortRange = PortRange {
     first: 30000,
@@ -172,7 +172,8 @@ fn read_file(path: &Path) -> Result<RunArgs, String> {
     parse_file(&text).map_err(|problem| format!("configuration file {}, {problem}", path.display()))
 }
 
-fn parse_file(text: &str) -> Result<RunArgs, String> {
+/// The options in the text of a configuration file; an error names its line.
+pub fn parse_file(text: &str) -> Result<RunArgs, String> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     // A file of comments only is a document without content: no option is set.
     if text.lines().all(|line| {

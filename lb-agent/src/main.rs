@@ -1,1 +1,103 @@
-fn main() {}
+//! The agent's binary: parses, wires, ends with an exit code. 0: done or told to stop; 1: a
+//! sentence says what went wrong; 2: the command line or configuration cannot be used.
+
+use clap::Parser;
+use lb_agent::cli::args::{Cli, Command, DirectoryArgs, ReferencePage, RunArgs, ServicesArgs};
+use lb_agent::cli::presence::{self, Presence};
+use lb_agent::cli::{privileges, reference, run, services, status};
+use lb_agent::config::Settings;
+use lb_agent::datapath::{self, Reader};
+use std::io::Write;
+use std::process::ExitCode;
+
+/// The command line or the configuration cannot be used.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(args) => return start(*args),
+        Command::Services(args) => list(&args),
+        Command::Status(args) => show(&args),
+        Command::Cleanup(args) => clean(&args),
+        Command::Reference { page } => print(&match page {
+            ReferencePage::Cli => reference::markdown(),
+            ReferencePage::Metrics => lb_agent::serve::reference::markdown(),
+        }),
+    };
+    exit_code(result)
+}
+
+fn exit_code(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(args: RunArgs) -> ExitCode {
+    if let Err(sentence) = privileges::check() {
+        complain(&sentence);
+        return ExitCode::FAILURE;
+    }
+    let settings = match Settings::load(args) {
+        Ok(settings) => settings,
+        Err(invalid) => {
+            invalid.0.iter().for_each(|sentence| complain(sentence));
+            return ExitCode::from(USAGE);
+        }
+    };
+    exit_code(run::start_log(settings.log_format).and_then(|()| {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            // The work is one loop, a source and a scrape now and then.
+            .worker_threads(2)
+            .enable_all()
+            .build()?;
+        let result = runtime.block_on(run::run(settings));
+        // A blocking read of a table may still be under way: nobody waits for it.
+        runtime.shutdown_background();
+        result
+    }))
+}
+
+fn list(args: &ServicesArgs) -> anyhow::Result<()> {
+    privileges::check().map_err(anyhow::Error::msg)?;
+    let views = Reader::open(&args.directory.bpffs)?.services()?;
+    print(&services::render(&views, args.output))
+}
+
+fn show(args: &DirectoryArgs) -> anyhow::Result<()> {
+    privileges::check().map_err(anyhow::Error::msg)?;
+    let view = Reader::open(&args.bpffs)?.status()?;
+    let agent = Presence::read(&presence::file_of(&args.bpffs));
+    print(&status::render(
+        &args.bpffs,
+        &view,
+        agent.as_ref(),
+        &status::devices(),
+    ))
+}
+
+fn clean(args: &DirectoryArgs) -> anyhow::Result<()> {
+    privileges::check().map_err(anyhow::Error::msg)?;
+    let removed = datapath::cleanup(&args.bpffs)?;
+    if removed.is_empty() {
+        return print("Nothing to remove.\n");
+    }
+    print(&(removed.join("\n") + "\n"))
+}
+
+/// A reader that has heard enough (`| head`) is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
+}
+
+/// To standard error, where nothing can be done about a failure.
+fn complain(sentence: &str) {
+    let _ = writeln!(std::io::stderr(), "lb-agent: {sentence}");
+}

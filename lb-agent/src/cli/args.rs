@@ -20,6 +20,12 @@ pub struct Cli {
     pub command: Command,
 }
 
+/// Parses arguments without the program's name; an error is the text clap would print.
+pub fn parse(arguments: &[String]) -> Result<Cli, String> {
+    let all = std::iter::once("lb-agent").chain(arguments.iter().map(String::as_str));
+    Cli::try_parse_from(all).map_err(|error| error.to_string())
+}
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {

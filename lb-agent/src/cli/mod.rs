@@ -6,6 +6,8 @@ mod columns;
 pub mod presence;
 pub mod privileges;
 pub mod reference;
+pub mod run;
 pub mod services;
 pub mod status;
+mod troubles;
 pub mod values;

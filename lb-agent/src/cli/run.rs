@@ -1,0 +1,255 @@
+//! `lb-agent run`: wires source, model, datapath and listeners, and ends on a signal.
+
+use crate::app::{self, Snapshot};
+use crate::cli::presence::{self, Presence};
+use crate::cli::troubles;
+use crate::cli::values::{LogFormat, SocketLoadBalancing};
+use crate::config::{Settings, SourceSettings};
+use crate::datapath::{Reader, StartError};
+use crate::model::State;
+use crate::model::node::NodeFacts;
+use crate::serve::{Answers, NodeMetrics, PinnedTables, Served, serve_health, serve_metrics};
+use crate::source::directory::{DirectorySource, Ranges};
+use crate::source::{Change, Report};
+use anyhow::Context;
+use k8s_openapi::jiff::Timestamp;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// Changes that may wait between source and model.
+const CHANGES: usize = 4096;
+/// How often a taken metrics address is tried again while another agent may still leave.
+const BIND_RETRY: Duration = Duration::from_millis(100);
+/// How long the agent may take to stop; what is loaded needs no goodbye.
+const STOP: Duration = Duration::from_secs(10);
+
+/// Sets up the log: to standard error, chosen by `RUST_LOG`, `info` without it. aya's own messages
+/// arrive through the `log` crate.
+pub fn start_log(format: LogFormat) -> anyhow::Result<()> {
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(wanted) if !wanted.is_empty() => EnvFilter::try_new(&wanted)
+            .with_context(|| format!("RUST_LOG={wanted} cannot be used"))?,
+        _ => EnvFilter::new("info"),
+    };
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    let started = match format {
+        LogFormat::Text => log.with_target(false).try_init(),
+        LogFormat::Json => log.json().flatten_event(true).try_init(),
+    };
+    started.map_err(|error| anyhow::anyhow!("cannot start the log: {error}"))
+}
+
+/// Runs the agent until SIGTERM or SIGINT, or until it cannot go on. The dataplane stays in place
+/// either way.
+pub async fn run(settings: Settings) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    announce(&settings);
+
+    let shutdown = CancellationToken::new();
+    let (snapshot, snapshots) = watch::channel(Snapshot::default());
+    let (troubles_sender, source_problems) = watch::channel(BTreeMap::new());
+    let served = Served::new(NodeMetrics {
+        tables: PinnedTables(settings.bpffs.clone()),
+        snapshot: snapshots.clone(),
+        source_problems,
+        not_served: not_served(&settings)
+            .iter()
+            .map(|(name, _)| *name)
+            .collect(),
+        healthz: Answers::default(),
+        livez: Answers::default(),
+    });
+    let metrics = bind_metrics(&settings, &served, &shutdown).await?;
+
+    let (changes, changes_seen) = mpsc::channel(CHANGES);
+    let (reports, reports_seen) = mpsc::channel(CHANGES);
+    tokio::spawn(troubles::follow(reports_seen, troubles_sender));
+    start_source(&settings, changes, reports, &shutdown)?;
+    let state = State::new(settings.model_options(), NodeFacts::named(&settings.node));
+    let options = settings.datapath_options();
+    let mut agent = tokio::spawn(app::run(
+        options,
+        state,
+        changes_seen,
+        snapshot,
+        shutdown.clone(),
+    ));
+    // The note for `lb-agent status` is left only by an agent that came to hold the lock.
+    let note = tokio::spawn(leave_note(
+        settings,
+        metrics,
+        served,
+        snapshots,
+        shutdown.clone(),
+    ));
+
+    let ended = tokio::select! {
+        ended = &mut agent => Some(ended),
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+    };
+    shutdown.cancel();
+    let ended = if let Some(ended) = ended {
+        ended
+    } else {
+        tracing::info!("stopping; what is loaded goes on without the agent");
+        match tokio::time::timeout(STOP, agent).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                tracing::warn!("the agent did not come to rest in time; leaving");
+                return Ok(());
+            }
+        }
+    };
+    // Its file is removed at the end; a failure of that is nobody's concern.
+    let _ = tokio::time::timeout(STOP, note).await;
+    ended.context("the agent's loop broke")??;
+    Ok(())
+}
+
+/// One line each: what runs where, and what is left to others.
+fn announce(settings: &Settings) {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        node = settings.node,
+        kernel = kernel.trim(),
+        "starting"
+    );
+    tracing::info!(
+        directory = %settings.bpffs.display(),
+        cgroup = %settings.cgroup_root.as_ref().map_or("the root".into(), |root| root.to_string_lossy()),
+        sockets = ?settings.socket_load_balancing,
+        devices = ?settings.devices,
+        attach = ?settings.tc_attach,
+        "attaching"
+    );
+    for (_, sentence) in not_served(settings) {
+        tracing::info!("not yet served: {sentence}");
+    }
+}
+
+/// What this configuration leaves to others: a name for metrics and a sentence for people.
+fn not_served(settings: &Settings) -> Vec<(&'static str, &'static str)> {
+    if settings.socket_load_balancing == SocketLoadBalancing::Off {
+        vec![(
+            "node_clients",
+            "packets made on this node that meet no socket hook are not balanced, which with \
+             socketLoadBalancing off are all connections of the node's own processes; pods and \
+             outside clients are served on the packet path",
+        )]
+    } else {
+        vec![(
+            "node_clients_without_socket_hook",
+            "packets made on this node that meet no socket hook (raw sockets, clients inside the \
+             kernel) are not balanced",
+        )]
+    }
+}
+
+/// Binds the metrics address. Taken by an agent that holds our directory: that is the sentence to
+/// give. While such an agent may still leave (`--takeover-wait`), the address is tried again.
+async fn bind_metrics(
+    settings: &Settings,
+    served: &Served<PinnedTables>,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<SocketAddr> {
+    let deadline = tokio::time::Instant::now() + settings.takeover_wait;
+    loop {
+        let error = match serve_metrics(settings.metrics, served.clone(), shutdown.clone()).await {
+            Ok(address) => {
+                tracing::info!(%address, "serving metrics");
+                return Ok(address);
+            }
+            Err(error) => error,
+        };
+        let held = Reader::open(&settings.bpffs)
+            .and_then(|reader| reader.status())
+            .is_ok_and(|status| status.agent_running);
+        if held && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(BIND_RETRY).await;
+        } else if held {
+            let directory = settings.bpffs.clone();
+            return Err(StartError::Held { directory }.into());
+        } else {
+            return Err(error.into());
+        }
+    }
+}
+
+/// Starts the source that was chosen. It runs until `shutdown`.
+fn start_source(
+    settings: &Settings,
+    changes: mpsc::Sender<Change>,
+    reports: mpsc::Sender<Report>,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    match &settings.source {
+        SourceSettings::Manifests(manifests) => {
+            let source = DirectorySource {
+                directory: manifests.directory.clone(),
+                node: settings.node.clone(),
+                ranges: Ranges {
+                    cluster_ips: manifests.cluster_ip_ranges.clone(),
+                    node_ports: settings.node_ports.first..=settings.node_ports.last,
+                },
+                state_directory: manifests.state_dir.clone(),
+            };
+            tokio::spawn(source.run(changes, reports, shutdown.clone()));
+        }
+        SourceSettings::Cluster(_) => {
+            anyhow::bail!("clusters are not yet a source")
+        }
+    }
+    Ok(())
+}
+
+/// Serves health, and keeps the note for `lb-agent status` from the first complete sync on.
+async fn leave_note(
+    settings: Settings,
+    metrics: SocketAddr,
+    served: Served<PinnedTables>,
+    mut snapshots: watch::Receiver<Snapshot>,
+    shutdown: CancellationToken,
+) {
+    let (bound, address) = oneshot::channel();
+    tokio::spawn(serve_health(
+        settings.health,
+        served,
+        shutdown.clone(),
+        |address| {
+            tracing::info!(%address, "serving health");
+            // Nobody waits for it once the agent stops.
+            let _ = bound.send(address);
+        },
+    ));
+    let started = Timestamp::now().to_string();
+    tokio::select! {
+        synced = snapshots.wait_for(|snapshot| snapshot.synced) => if synced.is_err() { return },
+        () = shutdown.cancelled() => return,
+    }
+    tracing::info!("the first sync is complete");
+    let health = tokio::time::timeout(Duration::from_secs(1), address).await;
+    let note = Presence {
+        pid: std::process::id(),
+        node: settings.node.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started,
+        metrics: metrics.to_string(),
+        health: health
+            .ok()
+            .and_then(Result::ok)
+            .map_or_else(String::new, |address| address.to_string()),
+        ..Presence::default()
+    };
+    note.keep(presence::file_of(&settings.bpffs), snapshots, shutdown)
+        .await;
+}

@@ -1,0 +1,181 @@
+//! The deployment: its manifests are what Kubernetes understands, and ask for no more than is needed.
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::{Container, PodSpec, ServiceAccount};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use lb_agent::config::parse_file;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn base() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kustomize/base")
+}
+
+fn documents(file: &str) -> Result<Vec<Value>> {
+    let text = fs::read_to_string(base().join(file)).with_context(|| format!("reading {file}"))?;
+    serde_saphyr::from_multiple(&text).with_context(|| format!("parsing {file}"))
+}
+
+/// The document as its API type, which must keep every field: one it does not know is a typo.
+fn typed<T: DeserializeOwned + Serialize>(document: &Value) -> Result<T> {
+    let object: T = serde_json::from_value(document.clone())?;
+    let again = serde_json::to_value(&object)?;
+    ensure!(
+        again == *document,
+        "fields got lost:\n{document:#}\nread as\n{again:#}"
+    );
+    Ok(object)
+}
+
+fn daemon_set() -> Result<DaemonSet> {
+    typed(&documents("daemonset.yaml")?[0])
+}
+
+fn pod(set: DaemonSet) -> Result<PodSpec> {
+    set.spec
+        .and_then(|spec| spec.template.spec)
+        .context("the DaemonSet has no pod")
+}
+
+fn container(pod: &PodSpec) -> Result<&Container> {
+    pod.containers.first().context("the pod has no container")
+}
+
+#[test]
+fn every_resource_of_the_base_is_there_and_parses() -> Result<()> {
+    let kustomization = &documents("kustomization.yaml")?[0];
+    let resources = kustomization["resources"]
+        .as_array()
+        .context("no resources")?;
+    for resource in resources {
+        let file = resource.as_str().context("a resource is a file name")?;
+        for document in documents(file)? {
+            match document["kind"].as_str() {
+                Some("DaemonSet") => drop(typed::<DaemonSet>(&document)?),
+                Some("ServiceAccount") => drop(typed::<ServiceAccount>(&document)?),
+                Some("ClusterRole") => drop(typed::<ClusterRole>(&document)?),
+                Some("ClusterRoleBinding") => drop(typed::<ClusterRoleBinding>(&document)?),
+                other => anyhow::bail!("{file} holds a {other:?}: does the base need it?"),
+            }
+        }
+    }
+    for generator in kustomization["configMapGenerator"]
+        .as_array()
+        .context("no maps")?
+    {
+        for key in ["files", "envs"] {
+            for file in generator[key].as_array().into_iter().flatten() {
+                let file = file.as_str().context("a file name")?;
+                ensure!(base().join(file).is_file(), "{file} is missing");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_role_reads_and_writes_nothing() -> Result<()> {
+    let mut resources = BTreeSet::new();
+    for document in documents("rbac.yaml")? {
+        if document["kind"] != "ClusterRole" {
+            continue;
+        }
+        let role: ClusterRole = typed(&document)?;
+        for rule in role.rules.context("a role without rules")? {
+            ensure!(rule.verbs == ["get", "list", "watch"], "{:?}", rule.verbs);
+            resources.extend(rule.resources.context("a rule without resources")?);
+        }
+    }
+    let wanted = ["services", "endpointslices", "endpoints", "nodes"];
+    ensure!(
+        resources == wanted.map(str::to_owned).into(),
+        "{resources:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn the_pod_has_the_fewest_privileges() -> Result<()> {
+    let pod = pod(daemon_set()?)?;
+    let context = container(&pod)?
+        .security_context
+        .as_ref()
+        .context("no security context")?;
+    ensure!(context.privileged == Some(false));
+    ensure!(context.allow_privilege_escalation == Some(false));
+    ensure!(context.read_only_root_filesystem == Some(true));
+    let capabilities = context.capabilities.as_ref().context("no capabilities")?;
+    ensure!(capabilities.drop == Some(vec!["ALL".to_owned()]));
+    let added: BTreeSet<&str> = capabilities
+        .add
+        .iter()
+        .flatten()
+        .map(String::as_str)
+        .collect();
+    ensure!(added == ["BPF", "PERFMON", "NET_ADMIN", "SYS_RESOURCE"].into());
+    ensure!(pod.host_pid.is_none() && pod.host_ipc.is_none());
+    ensure!(pod.host_network == Some(true));
+    ensure!(pod.priority_class_name.as_deref() == Some("system-node-critical"));
+    Ok(())
+}
+
+#[test]
+fn only_the_bpf_filesystem_and_the_run_directory_of_the_node_can_be_written() -> Result<()> {
+    let pod = pod(daemon_set()?)?;
+    let container = container(&pod)?;
+    let mut writable = BTreeSet::new();
+    for volume in pod.volumes.iter().flatten() {
+        let Some(host) = &volume.host_path else {
+            continue;
+        };
+        let mount = container
+            .volume_mounts
+            .iter()
+            .flatten()
+            .find(|mount| mount.name == volume.name)
+            .with_context(|| format!("{} is not mounted", volume.name))?;
+        if mount.read_only != Some(true) {
+            writable.insert(host.path.as_str());
+        }
+    }
+    ensure!(
+        writable == ["/sys/fs/bpf", "/run/lb-agent"].into(),
+        "{writable:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn the_agent_understands_its_arguments_and_its_configuration() -> Result<()> {
+    let pod = pod(daemon_set()?)?;
+    let args = container(&pod)?.args.clone().context("no arguments")?;
+    lb_agent::cli::args::parse(&args).map_err(anyhow::Error::msg)?;
+    let config = fs::read_to_string(base().join("config.yaml"))?;
+    parse_file(&config).map_err(anyhow::Error::msg)?;
+    Ok(())
+}
+
+#[test]
+fn the_api_server_is_reached_without_services() -> Result<()> {
+    let pod = pod(daemon_set()?)?;
+    let container = container(&pod)?;
+    let map = container
+        .env_from
+        .iter()
+        .flatten()
+        .filter_map(|source| source.config_map_ref.as_ref())
+        .map(|map| map.name.as_str())
+        .next();
+    ensure!(map == Some("lb-agent-apiserver"));
+    let env = fs::read_to_string(base().join("apiserver.env"))?;
+    ensure!(
+        env.lines()
+            .any(|line| line.starts_with("LB_APISERVER=https://"))
+    );
+    Ok(())
+}
