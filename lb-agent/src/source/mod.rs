@@ -1,8 +1,10 @@
 //! The sources: where objects come from. A directory of manifests and the Kubernetes API yield the
 //! same stream of [`Change`]s; what reads it cannot tell them apart.
 
+pub mod backoff;
 pub mod directory;
 pub mod endpoints;
+pub mod kube;
 
 use crate::model::desired::ObjectName;
 use k8s_openapi::api::core::v1::{Node, Service};

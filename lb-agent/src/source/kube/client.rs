@@ -1,0 +1,175 @@
+//! Connections to the API server: credentials, addresses, and noticing a dead peer.
+//!
+//! kube's ready-made client speaks HTTP/1.1 without TCP keepalive and notices a vanished server
+//! after minutes. The connector here notices within about 45 s, as kube-proxy does.
+
+use hyper_util::client::legacy::Client as HttpClient;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kube::client::{Body, ConfigExt};
+use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::{Client, Config};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tower::ServiceBuilder;
+
+/// The name in every API server's certificate, whatever address it is reached by.
+const SERVER_NAME: &str = "kubernetes.default.svc";
+/// How long a server may take to begin an answer; watches answer at once, too.
+const ANSWER: Duration = Duration::from_secs(60);
+
+/// Why there is no way to the API server.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The kubeconfig cannot be used.
+    #[error(
+        "cannot use the kubeconfig {path}; check that it exists, parses and names a current \
+         context (`kubectl --kubeconfig {path} config view`)"
+    )]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: Box<KubeconfigError>,
+    },
+    /// This is no pod, or one without a service account.
+    #[error(
+        "there is no in-cluster configuration; outside a cluster give --kubeconfig FILE, in a pod \
+         mount its service account token"
+    )]
+    InCluster(#[source] Box<InClusterError>),
+    /// An address is not one.
+    #[error("the API server's address `{url}` is not a URL such as https://10.0.0.1:6443")]
+    Url {
+        /// As given.
+        url: String,
+    },
+    /// The credentials cannot be used.
+    #[error("cannot prepare the connection to the API server at {url}")]
+    Client {
+        /// The address.
+        url: String,
+        /// Why: a certificate, a key, an exec plugin.
+        source: Box<kube::Error>,
+    },
+}
+
+/// One or more addresses of the same API server, one in use.
+#[derive(Clone)]
+pub struct Servers {
+    clients: Arc<[(String, Client)]>,
+    current: Arc<AtomicUsize>,
+}
+
+impl Servers {
+    /// From a kubeconfig, or else the pod's own configuration; `addresses` replace the configured
+    /// one, in turn.
+    pub async fn connect(
+        kubeconfig: Option<&Path>,
+        addresses: &[String],
+    ) -> Result<Self, ConnectError> {
+        let config = match kubeconfig {
+            Some(path) => from_file(path).await?,
+            // Reads KUBERNETES_SERVICE_HOST, which a manifest may set to an address that works
+            // without this agent.
+            None => {
+                Config::incluster_env().map_err(|error| ConnectError::InCluster(Box::new(error)))?
+            }
+        };
+        let mut configs = Vec::new();
+        for address in addresses {
+            let mut config = config.clone();
+            let bad = || ConnectError::Url {
+                url: address.clone(),
+            };
+            config.cluster_url = address.parse().map_err(|_| bad())?;
+            if config.cluster_url.scheme().is_none() || config.cluster_url.host().is_none() {
+                return Err(bad());
+            }
+            if config.cluster_url.scheme_str() == Some("https") {
+                config
+                    .tls_server_name
+                    .get_or_insert_with(|| SERVER_NAME.to_owned());
+            }
+            configs.push(config);
+        }
+        if configs.is_empty() {
+            configs.push(config);
+        }
+        let clients = configs.iter().map(|config| {
+            let url = config.cluster_url.to_string();
+            match client(config) {
+                Ok(client) => Ok((url, client)),
+                Err(source) => Err(ConnectError::Client {
+                    url,
+                    source: Box::new(source),
+                }),
+            }
+        });
+        Ok(Self::new(clients.collect::<Result<_, _>>()?))
+    }
+
+    /// These clients with the names of their addresses; at least one.
+    pub fn new(clients: Vec<(String, Client)>) -> Self {
+        Self {
+            clients: clients.into(),
+            current: Arc::default(),
+        }
+    }
+
+    /// The address in use: its number, its name and its client.
+    pub fn current(&self) -> Option<(usize, &str, &Client)> {
+        let number = self.current.load(Ordering::Relaxed) % self.clients.len().max(1);
+        let (name, client) = self.clients.get(number)?;
+        Some((number, name, client))
+    }
+
+    /// Goes to the next address if `failed` is still in use. True if there is another one than
+    /// `failed` to try.
+    pub fn fail_over(&self, failed: usize) -> bool {
+        if self.clients.len() < 2 {
+            return false;
+        }
+        let next = (failed + 1) % self.clients.len();
+        // Of several watchers that see the same failure only one moves on.
+        let _ = self
+            .current
+            .compare_exchange(failed, next, Ordering::Relaxed, Ordering::Relaxed);
+        true
+    }
+}
+
+async fn from_file(path: &Path) -> Result<Config, ConnectError> {
+    let failed = |source| ConnectError::Kubeconfig {
+        path: path.into(),
+        source: Box::new(source),
+    };
+    let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
+    let options = KubeConfigOptions::default();
+    Config::from_custom_kubeconfig(kubeconfig, &options)
+        .await
+        .map_err(failed)
+}
+
+/// kube's stack over a connector of our own. No retry layer: a watch that fails must be seen.
+fn client(config: &Config) -> Result<Client, kube::Error> {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(Duration::from_secs(10)));
+    connector.set_keepalive(Some(Duration::from_secs(20)));
+    connector.set_keepalive_interval(Some(Duration::from_secs(5)));
+    connector.set_keepalive_retries(Some(3));
+    connector.set_tcp_user_timeout(Some(Duration::from_secs(30)));
+    let https = config.rustls_https_connector_with_connector(connector)?;
+    let http: HttpClient<_, Body> = HttpClient::builder(TokioExecutor::new()).build(https);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .timeout(ANSWER)
+        .service(http);
+    Ok(Client::new(service, config.default_namespace.clone()))
+}

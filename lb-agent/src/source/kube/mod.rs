@@ -1,0 +1,182 @@
+//! The Kubernetes API as the source: four watches, each with its own clock, one stream of changes.
+
+pub mod client;
+pub mod trouble;
+mod watch;
+
+use crate::model::desired::ObjectName;
+use crate::source::endpoints::slices_of;
+use crate::source::{Change, Kind, Object, Report};
+use client::Servers;
+use k8s_openapi::api::core::v1::{Endpoints, Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use std::collections::{BTreeMap, BTreeSet};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use watch::{Watch, Watched};
+
+/// The API server of a cluster.
+#[derive(Clone)]
+pub struct KubeSource {
+    /// Where it is and how to speak to it.
+    pub servers: Servers,
+    /// Name of this node: only its own Node object is watched.
+    pub node: String,
+    /// Read Endpoints instead of EndpointSlices, for clusters without those.
+    pub use_endpoints: bool,
+}
+
+impl KubeSource {
+    /// Runs until shutdown or until nobody listens. Each resource is tried for ever on its own; a
+    /// denied or failing one deletes nothing and holds up no other.
+    pub async fn run(
+        self,
+        changes: mpsc::Sender<Change>,
+        reports: mpsc::Sender<Report>,
+        shutdown: CancellationToken,
+    ) {
+        let watch = Watch {
+            servers: self.servers,
+            changes,
+            reports,
+        };
+        let services = watch.follow(Services);
+        let node = watch.follow(OwnNode { name: self.node });
+        let endpoints = async {
+            if self.use_endpoints {
+                watch.follow(OldEndpoints::default()).await;
+            } else {
+                watch.follow(Slices).await;
+            }
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            ((), (), ()) = async { tokio::join!(services, node, endpoints) } => {}
+        }
+    }
+}
+
+fn name_of(meta: &ObjectMeta) -> ObjectName {
+    ObjectName {
+        namespace: meta.namespace.clone().unwrap_or_default(),
+        name: meta.name.clone().unwrap_or_default(),
+    }
+}
+
+/// Services, as kube-proxy asks for them (`SERVICE-SEMANTICS` 1).
+struct Services;
+
+impl Watched for Services {
+    type Resource = Service;
+    const KIND: Kind = Kind::Service;
+    const NAME: &'static str = "services";
+    const LABELS: Option<&'static str> = Some("!service.kubernetes.io/service-proxy-name");
+
+    fn fields(&self) -> Option<String> {
+        Some("spec.clusterIP!=None".to_owned())
+    }
+
+    fn applied(&mut self, mut service: Service) -> Vec<Change> {
+        service.metadata.managed_fields = None;
+        vec![Change::Apply(Object::Service(Box::new(service)))]
+    }
+
+    fn deleted(&mut self, service: &Service) -> Vec<Change> {
+        vec![Change::Delete(Kind::Service, name_of(&service.metadata))]
+    }
+}
+
+/// EndpointSlices of Services that are not headless.
+struct Slices;
+
+impl Watched for Slices {
+    type Resource = EndpointSlice;
+    const KIND: Kind = Kind::EndpointSlice;
+    const NAME: &'static str = "endpointslices.discovery.k8s.io";
+    const LABELS: Option<&'static str> = Some("!service.kubernetes.io/headless");
+
+    fn applied(&mut self, mut slice: EndpointSlice) -> Vec<Change> {
+        slice.metadata.managed_fields = None;
+        vec![Change::Apply(Object::EndpointSlice(Box::new(slice)))]
+    }
+
+    fn deleted(&mut self, slice: &EndpointSlice) -> Vec<Change> {
+        vec![Change::Delete(
+            Kind::EndpointSlice,
+            name_of(&slice.metadata),
+        )]
+    }
+}
+
+/// Endpoints, told as slices.
+#[derive(Default)]
+struct OldEndpoints {
+    told: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
+}
+
+impl Watched for OldEndpoints {
+    type Resource = Endpoints;
+    const KIND: Kind = Kind::EndpointSlice;
+    const NAME: &'static str = "endpoints";
+    const LABELS: Option<&'static str> = Some("!service.kubernetes.io/headless");
+
+    fn restarted(&mut self) {
+        self.told.clear();
+    }
+
+    fn applied(&mut self, endpoints: Endpoints) -> Vec<Change> {
+        let name = name_of(&endpoints.metadata);
+        let slices = slices_of(&endpoints);
+        let names: BTreeSet<_> = slices
+            .iter()
+            .map(|slice| name_of(&slice.metadata))
+            .collect();
+        let before = self.told.insert(name, names.clone()).unwrap_or_default();
+        let applied = slices.into_iter().map(Box::new).map(Object::EndpointSlice);
+        let mut changes: Vec<_> = applied.map(Change::Apply).collect();
+        let stale = before.difference(&names).cloned();
+        changes.extend(stale.map(|name| Change::Delete(Kind::EndpointSlice, name)));
+        changes
+    }
+
+    fn deleted(&mut self, endpoints: &Endpoints) -> Vec<Change> {
+        let gone = self
+            .told
+            .remove(&name_of(&endpoints.metadata))
+            .unwrap_or_default();
+        gone.into_iter()
+            .map(|name| Change::Delete(Kind::EndpointSlice, name))
+            .collect()
+    }
+}
+
+/// This node.
+struct OwnNode {
+    name: String,
+}
+
+impl Watched for OwnNode {
+    type Resource = Node;
+    const KIND: Kind = Kind::Node;
+    const NAME: &'static str = "nodes";
+
+    fn fields(&self) -> Option<String> {
+        Some(format!("metadata.name={}", self.name))
+    }
+
+    fn applied(&mut self, mut node: Node) -> Vec<Change> {
+        node.metadata.managed_fields = None;
+        if let Some(status) = &mut node.status {
+            status.images = None;
+        }
+        vec![Change::Apply(Object::Node(Box::new(node)))]
+    }
+
+    fn deleted(&mut self, node: &Node) -> Vec<Change> {
+        vec![Change::Delete(Kind::Node, name_of(&node.metadata))]
+    }
+}
+
+#[cfg(test)]
+mod tests;

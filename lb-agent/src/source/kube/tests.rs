@@ -1,0 +1,448 @@
+use super::*;
+use crate::source::Problem;
+use ::kube::Client;
+use ::kube::client::Body;
+use http::{Request, Response, StatusCode};
+use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::time::Instant;
+use tower_test::mock::{Handle, SendResponse};
+
+/// Simulated time: the clock stands still while anything can run.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+type Requests = Handle<Request<Body>, Response<Body>>;
+
+/// An API server that answers as a test tells it, by path and query.
+enum Answer {
+    /// Watch events, one a line, after which the connection ends.
+    Events(Vec<Value>),
+    /// One object.
+    Object(Value),
+    /// An error status.
+    Status(u16, &'static str),
+    /// No connection.
+    Refuse,
+    /// Nothing, for ever.
+    Hang,
+}
+
+fn serve(mut requests: Requests, mut answer: impl FnMut(&str) -> Answer + Send + 'static) {
+    tokio::spawn(async move {
+        let mut hanging: Vec<SendResponse<Response<Body>>> = Vec::new();
+        while let Some((request, send)) = requests.next_request().await {
+            let query = request.uri().path_and_query().unwrap().as_str();
+            match answer(
+                &query
+                    .replace("%21", "!")
+                    .replace("%2F", "/")
+                    .replace("%3D", "="),
+            ) {
+                Answer::Events(events) => {
+                    let lines: Vec<String> =
+                        events.iter().map(|event| format!("{event}\n")).collect();
+                    send.send_response(Response::new(Body::from(lines.concat().into_bytes())));
+                }
+                Answer::Object(object) => {
+                    send.send_response(Response::new(Body::from(object.to_string().into_bytes())));
+                }
+                Answer::Status(code, message) => {
+                    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure",
+                        "message": message, "reason": "", "code": code});
+                    let mut response = Response::new(Body::from(status.to_string().into_bytes()));
+                    *response.status_mut() = StatusCode::from_u16(code).unwrap();
+                    send.send_response(response);
+                }
+                Answer::Refuse => send.send_error(std::io::Error::other("connection refused")),
+                Answer::Hang => hanging.push(send),
+            }
+        }
+    });
+}
+
+fn mock() -> (Client, Requests) {
+    let (service, handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+    (Client::new(service, "default"), handle)
+}
+
+struct Running {
+    changes: mpsc::Receiver<Change>,
+    reports: mpsc::Receiver<Report>,
+}
+
+fn start(clients: Vec<Client>, use_endpoints: bool) -> Running {
+    let named = |(number, client)| (format!("https://server-{number}"), client);
+    let source = KubeSource {
+        servers: Servers::new(clients.into_iter().enumerate().map(named).collect()),
+        node: "here".to_owned(),
+        use_endpoints,
+    };
+    let (change_sender, changes) = mpsc::channel(64);
+    let (report_sender, reports) = mpsc::channel(64);
+    tokio::spawn(source.run(change_sender, report_sender, CancellationToken::new()));
+    Running { changes, reports }
+}
+
+impl Running {
+    /// The next change of a kind, as words.
+    async fn next(&mut self, wanted: Kind) -> String {
+        loop {
+            let change = tokio::time::timeout(PATIENCE, self.changes.recv()).await;
+            let (kind, told) = match change.expect("a change in time").expect("a running source") {
+                Change::Restart(kind) => (kind, "restart".to_owned()),
+                Change::Complete(kind) => (kind, "complete".to_owned()),
+                Change::Delete(kind, name) => (kind, format!("delete {name}")),
+                Change::Apply(Object::Service(object)) => (
+                    Kind::Service,
+                    format!("apply {}", name_of(&object.metadata)),
+                ),
+                Change::Apply(Object::EndpointSlice(object)) => (
+                    Kind::EndpointSlice,
+                    format!("apply {}", name_of(&object.metadata)),
+                ),
+                Change::Apply(Object::Node(object)) => (
+                    Kind::Node,
+                    format!("apply {}", object.metadata.name.unwrap()),
+                ),
+            };
+            if kind == wanted {
+                return told;
+            }
+        }
+    }
+
+    async fn said(&mut self) -> (Problem, String) {
+        let report = tokio::time::timeout(PATIENCE, self.reports.recv()).await;
+        match report.expect("a report in time").expect("a running source") {
+            Report::Refused(refusal) => (refusal.problem, refusal.sentence),
+            Report::Resolved { object, .. } => panic!("{object} resolved"),
+        }
+    }
+}
+
+fn service(name: &str) -> Value {
+    json!({"kind": "Service", "apiVersion": "v1",
+        "metadata": {"name": name, "namespace": "n", "resourceVersion": "7"}})
+}
+
+fn added(object: &Value) -> Value {
+    json!({"type": "ADDED", "object": object})
+}
+
+/// What ends the first part of a streaming list (KEP-3157).
+fn end_of_list(kind: &str, version: &str) -> Value {
+    json!({"type": "BOOKMARK", "object": {"kind": kind, "apiVersion": version, "metadata": {
+        "resourceVersion": "9", "annotations": {"k8s.io/initial-events-end": "true"}}}})
+}
+
+fn is_services(query: &str) -> bool {
+    query.starts_with("/api/v1/services?")
+}
+
+#[tokio::test(start_paused = true)]
+async fn services_are_listed_by_a_stream_with_kube_proxys_selectors() {
+    let (client, requests) = mock();
+    serve(requests, |query| {
+        if !is_services(query) || !query.contains("sendInitialEvents=true") {
+            return Answer::Hang;
+        }
+        assert!(
+            query.contains("labelSelector=!service.kubernetes.io/service-proxy-name"),
+            "{query}"
+        );
+        assert!(
+            query.contains("fieldSelector=spec.clusterIP!=None"),
+            "{query}"
+        );
+        assert!(query.contains("timeoutSeconds=240"), "{query}");
+        Answer::Events(vec![added(&service("a")), end_of_list("Service", "v1")])
+    });
+    let mut running = start(vec![client], false);
+    assert_eq!(running.next(Kind::Service).await, "restart");
+    assert_eq!(running.next(Kind::Service).await, "apply n/a");
+    assert_eq!(running.next(Kind::Service).await, "complete");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_breaks_goes_on_where_it_was_without_a_new_listing() {
+    let (client, requests) = mock();
+    let mut watches = 0;
+    serve(requests, move |query| {
+        if !is_services(query) {
+            return Answer::Hang;
+        }
+        watches += 1;
+        match watches {
+            1 => Answer::Events(vec![end_of_list("Service", "v1")]),
+            2 => {
+                assert!(query.contains("resourceVersion=9"), "{query}");
+                Answer::Refuse
+            }
+            3 => {
+                assert!(query.contains("resourceVersion=9"), "{query}");
+                let deleted = json!({"type": "DELETED", "object": service("b")});
+                Answer::Events(vec![added(&service("b")), deleted])
+            }
+            _ => Answer::Hang,
+        }
+    });
+    let mut running = start(vec![client], false);
+    for expected in ["restart", "complete", "apply n/b", "delete n/b"] {
+        assert_eq!(running.next(Kind::Service).await, expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expired_watch_lists_anew() {
+    let (client, requests) = mock();
+    let mut lists = 0;
+    serve(requests, move |query| {
+        if !is_services(query) || (lists == 2 && !query.contains("sendInitialEvents")) {
+            return Answer::Hang;
+        }
+        if !query.contains("sendInitialEvents") {
+            let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure",
+                "code": 410, "reason": "Expired", "message": "too old resource version"});
+            return Answer::Events(vec![json!({"type": "ERROR", "object": status})]);
+        }
+        lists += 1;
+        let name = if lists == 1 { "before" } else { "after" };
+        Answer::Events(vec![added(&service(name)), end_of_list("Service", "v1")])
+    });
+    let mut running = start(vec![client], false);
+    for expected in [
+        "restart",
+        "apply n/before",
+        "complete",
+        "restart",
+        "apply n/after",
+        "complete",
+    ] {
+        assert_eq!(running.next(Kind::Service).await, expected);
+    }
+    assert!(running.reports.try_recv().is_err(), "expiry is no trouble");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_without_streaming_lists_is_listed_in_pages_even_when_empty() {
+    let (client, requests) = mock();
+    serve(requests, |query| {
+        if !is_services(query) {
+            return Answer::Hang;
+        }
+        if query.contains("sendInitialEvents") {
+            return Answer::Status(422, "sendInitialEvents is forbidden for watch");
+        }
+        if query.contains("watch=true") {
+            return Answer::Hang;
+        }
+        assert!(query.contains("limit=500"), "{query}");
+        Answer::Object(json!({"kind": "ServiceList", "apiVersion": "v1",
+            "metadata": {"resourceVersion": "5"}, "items": []}))
+    });
+    let mut running = start(vec![client], false);
+    // The rejected attempt may have begun a listing; a completed one follows.
+    let mut told = running.next(Kind::Service).await;
+    while told == "restart" {
+        told = running.next(Kind::Service).await;
+    }
+    assert_eq!(told, "complete");
+    assert!(
+        running.reports.try_recv().is_err(),
+        "an older server is no trouble"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_denied_resource_is_named_deletes_nothing_and_holds_up_no_other() {
+    let (client, requests) = mock();
+    serve(requests, |query| {
+        if is_services(query) {
+            return Answer::Status(
+                403,
+                "services is forbidden: User \"lb\" cannot list resource",
+            );
+        }
+        if query.starts_with("/apis/discovery.k8s.io") && query.contains("sendInitialEvents") {
+            return Answer::Events(vec![end_of_list("EndpointSlice", "discovery.k8s.io/v1")]);
+        }
+        Answer::Hang
+    });
+    let mut running = start(vec![client], false);
+    let (problem, sentence) = running.said().await;
+    assert_eq!(problem, Problem::Forbidden);
+    assert!(
+        sentence.contains("does not allow this agent to watch services"),
+        "{sentence}"
+    );
+    assert!(
+        sentence.contains("what is known of services stays"),
+        "{sentence}"
+    );
+    assert_eq!(running.next(Kind::EndpointSlice).await, "restart");
+    assert_eq!(running.next(Kind::EndpointSlice).await, "complete");
+    assert!(running.reports.try_recv().is_err(), "said once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_address_takes_over_when_one_cannot_be_reached() {
+    let (dead, refused) = mock();
+    let (alive, requests) = mock();
+    serve(refused, |_| Answer::Refuse);
+    serve(requests, |query| {
+        if is_services(query) && query.contains("sendInitialEvents") {
+            return Answer::Events(vec![end_of_list("Service", "v1")]);
+        }
+        Answer::Hang
+    });
+    let mut running = start(vec![dead, alive], false);
+    let (problem, sentence) = running.said().await;
+    assert_eq!(problem, Problem::Unreachable);
+    assert!(
+        sentence.contains("at the API server https://server-0: "),
+        "{sentence}"
+    );
+    assert!(sentence.contains("connection refused"), "{sentence}");
+    let mut told = running.next(Kind::Service).await;
+    while told == "restart" {
+        told = running.next(Kind::Service).await;
+    }
+    assert_eq!(told, "complete");
+}
+
+#[tokio::test(start_paused = true)]
+async fn waits_grow_while_lists_fail() {
+    let (client, requests) = mock();
+    let (sender, mut times) = mpsc::unbounded_channel();
+    serve(requests, move |query| {
+        if !is_services(query) {
+            return Answer::Hang;
+        }
+        if query.contains("sendInitialEvents") {
+            return Answer::Status(400, "unknown parameter");
+        }
+        sender.send(Instant::now()).unwrap();
+        Answer::Status(500, "etcd is away")
+    });
+    let mut running = start(vec![client], false);
+    tokio::spawn(async move { while running.changes.recv().await.is_some() {} });
+    let mut last = times.recv().await.unwrap();
+    let mut waits = Vec::new();
+    for _ in 0..7 {
+        let at = times.recv().await.unwrap();
+        waits.push((at - last).as_secs_f64());
+        last = at;
+    }
+    assert!(waits[0] < 1.3 && waits[6] > 14.0, "{waits:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn endpoints_of_old_clusters_are_told_as_slices() {
+    let (client, requests) = mock();
+    let endpoints = |ip: &str, kind: &str| {
+        json!({"type": kind, "object": {"kind": "Endpoints", "apiVersion": "v1",
+            "metadata": {"name": "web", "namespace": "n", "resourceVersion": "8"},
+            "subsets": [{"addresses": [{"ip": ip}], "ports": [{"port": 80}]}]}})
+    };
+    let mut watches = 0;
+    serve(requests, move |query| {
+        if !query.starts_with("/api/v1/endpoints?") {
+            return Answer::Hang;
+        }
+        assert!(
+            query.contains("labelSelector=!service.kubernetes.io/headless"),
+            "{query}"
+        );
+        watches += 1;
+        match watches {
+            1 => Answer::Events(vec![
+                endpoints("10.0.0.1", "ADDED"),
+                end_of_list("Endpoints", "v1"),
+            ]),
+            2 => Answer::Events(vec![
+                endpoints("fd00::1", "MODIFIED"),
+                endpoints("fd00::1", "DELETED"),
+            ]),
+            _ => Answer::Hang,
+        }
+    });
+    let mut running = start(vec![client], true);
+    for expected in [
+        "restart",
+        "apply n/web~endpoints-ipv4-0",
+        "complete",
+        "apply n/web~endpoints-ipv6-0",
+        "delete n/web~endpoints-ipv4-0",
+        "delete n/web~endpoints-ipv6-0",
+    ] {
+        assert_eq!(running.next(Kind::EndpointSlice).await, expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_own_node_is_watched() {
+    let (client, requests) = mock();
+    serve(requests, |query| {
+        if !query.starts_with("/api/v1/nodes?") || !query.contains("sendInitialEvents") {
+            return Answer::Hang;
+        }
+        assert!(
+            query.contains("fieldSelector=metadata.name=here"),
+            "{query}"
+        );
+        let node = json!({"kind": "Node", "apiVersion": "v1",
+            "metadata": {"name": "here", "resourceVersion": "7"}});
+        Answer::Events(vec![added(&node), end_of_list("Node", "v1")])
+    });
+    let mut running = start(vec![client], false);
+    for expected in ["restart", "apply here", "complete"] {
+        assert_eq!(running.next(Kind::Node).await, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_kubeconfig_that_cannot_be_used_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let missing = directory.path().join("missing");
+    let said = Servers::connect(Some(&missing), &[])
+        .await
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(
+        said.starts_with("cannot use the kubeconfig ") && said.contains("/missing"),
+        "{said}"
+    );
+    let broken = directory.path().join("broken");
+    std::fs::write(&broken, "clusters: {").unwrap();
+    assert!(Servers::connect(Some(&broken), &[]).await.is_err());
+}
+
+#[tokio::test]
+async fn given_addresses_replace_the_configured_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("kubeconfig");
+    let text = "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
+        clusters: [{name: c, cluster: {server: 'https://10.96.0.1'}}]\n\
+        contexts: [{name: c, context: {cluster: c, user: u}}]\nusers: [{name: u, user: {token: t}}]\n";
+    std::fs::write(&path, text).unwrap();
+    let configured = Servers::connect(Some(&path), &[]).await.unwrap();
+    assert_eq!(configured.current().unwrap().1, "https://10.96.0.1/");
+    let addresses = [
+        "https://192.0.2.1:6443".to_owned(),
+        "https://192.0.2.2:6443".to_owned(),
+    ];
+    let given = Servers::connect(Some(&path), &addresses).await.unwrap();
+    assert_eq!(given.current().unwrap().1, "https://192.0.2.1:6443/");
+    assert!(given.fail_over(0));
+    assert!(
+        given.fail_over(0),
+        "the second who saw it does not move on again"
+    );
+    assert_eq!(given.current().unwrap().1, "https://192.0.2.2:6443/");
+    let bad = Servers::connect(Some(&path), &["10.0.0.1".to_owned()])
+        .await
+        .err()
+        .unwrap();
+    assert!(bad.to_string().contains("`10.0.0.1` is not a URL"), "{bad}");
+}
