@@ -49,6 +49,10 @@ impl Interner {
 }
 
 /// One endpoint of a slice, for every port of the slice.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "the API's own conditions, each independent of the others"
+)]
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Endpoint {
     /// `addresses[0]`.

@@ -146,7 +146,7 @@ fn claims_of(name: &Arc<ObjectName>, service: &Service) -> Vec<(Claim, Claimant)
             for one in frontend::candidates(service, port, family) {
                 claims.push((
                     frontend::claim(&one, port),
-                    claimant(name, service, index, &one.kind),
+                    claimant(name, service, index, one.kind),
                 ));
             }
         }
@@ -159,10 +159,10 @@ pub(super) fn claimant(
     name: &Arc<ObjectName>,
     service: &Service,
     port: u16,
-    kind: &FrontendKind,
+    kind: FrontendKind,
 ) -> Claimant {
     Claimant {
-        external: *kind != FrontendKind::ClusterIp,
+        external: kind != FrontendKind::ClusterIp,
         created: service.created,
         service: Arc::clone(name),
         port,

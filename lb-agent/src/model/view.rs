@@ -180,7 +180,7 @@ impl State {
     ) -> Vec<DesiredFrontend> {
         let mut frontends = frontend::candidates(service, port, family);
         frontends.retain(|one| {
-            let me = claimant(name, service, index, &one.kind);
+            let me = claimant(name, service, index, one.kind);
             self.claims.holder(&frontend::claim(one, port)) == Some(&me)
                 && (one.kind == FrontendKind::ClusterIp
                     || exact(one.address)

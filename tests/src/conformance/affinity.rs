@@ -1,6 +1,6 @@
 //! Session affinity over time.
 
-use super::traffic::{First, first_packet};
+use super::answer::{First, first_packet};
 use super::world::{Node, World};
 use super::{Outcome, read};
 use lb_agent::source::Kind;

@@ -20,6 +20,10 @@ pub(super) fn protocol_name(protocol: Protocol) -> &'static str {
     }
 }
 
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "the fields of the case files"
+)]
 #[derive(Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd)]
 #[serde(deny_unknown_fields)]
 struct Known {

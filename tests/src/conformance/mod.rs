@@ -3,6 +3,7 @@
 //! through the core on the host. No rule of load balancing may live here.
 
 mod affinity;
+mod answer;
 mod endpoints;
 mod node;
 mod outcome;

@@ -36,7 +36,8 @@ pub(super) struct Node {
     pub(super) labels: BTreeMap<String, String>,
     #[serde(rename = "serviceCIDRs")]
     pub(super) service_cidrs: Vec<IpNet>,
-    pub(super) node_port_addresses: Vec<String>,
+    #[serde(rename = "nodePortAddresses")]
+    pub(super) served_on: Vec<String>,
     pub(super) localhost_node_ports: bool,
     pub(super) masquerade_all: bool,
     pub(super) detect_local: DetectLocal,
@@ -77,7 +78,7 @@ impl Node {
         };
         Ok(Options {
             pods,
-            node_port_addresses: node_port_addresses(&self.node_port_addresses)?,
+            node_port_addresses: node_port_addresses(&self.served_on)?,
             // nftables mode never serves node ports on loopback (section 5.1).
             localhost_node_ports: false,
             masquerade_all: self.masquerade_all,
@@ -287,7 +288,7 @@ fn write_op(tables: &mut HostTables, op: Op) {
             tables.frontends.remove(&key);
         }
         Op::ClearService(id) => {
-            *at(&mut tables.services, id.0, Service::default) = Service::default()
+            *at(&mut tables.services, id.0, Service::default) = Service::default();
         }
         // Names and counters are for people; no packet asks for them.
         Op::Name(..) | Op::RemoveName(_) | Op::ResetCounters(_) => {}

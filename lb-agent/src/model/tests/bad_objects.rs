@@ -160,6 +160,10 @@ fn a_node_address_may_be_an_external_address() {
     assert_eq!(frontends(&state, "web").len(), 2);
 }
 
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "callers write json!(…) in place"
+)]
 fn aged(name: &str, created: &str, spec: Value) -> Change {
     service_object(json!({
         "metadata": {"namespace": "ns", "name": name, "creationTimestamp": created},
@@ -169,7 +173,9 @@ fn aged(name: &str, created: &str, spec: Value) -> Change {
 
 #[test]
 fn of_two_services_on_one_address_the_older_keeps_it_whatever_the_order() {
-    let cases: [(&str, fn(&str) -> Value); 3] = [
+    // What is contended for, and the spec that asks for it, given a ClusterIP of its own.
+    type Case = (&'static str, fn(&str) -> Value);
+    let cases: [Case; 3] = [
         ("clusterIP", |_| json!({"clusterIP": "10.96.0.9"})),
         (
             "externalIPs",

@@ -46,6 +46,10 @@ pub(super) fn named(name: &str) -> ObjectName {
 }
 
 /// A Service `ns/name` with this spec; one TCP port 80 named `http` unless the spec says otherwise.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "callers write json!(…) in place"
+)]
 pub(super) fn service(name: &str, spec: Value) -> Change {
     service_object(json!({"metadata": {"namespace": "ns", "name": name}, "spec": spec}))
 }
@@ -60,6 +64,10 @@ pub(super) fn service_object(mut object: Value) -> Change {
 }
 
 /// A slice `ns/name` of `service` with port `http` 8080 and these endpoints.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "callers write json!(…) in place"
+)]
 pub(super) fn slice(name: &str, service: &str, endpoints: Value) -> Change {
     slice_object(json!({
         "metadata": {

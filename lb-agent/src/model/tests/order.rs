@@ -85,7 +85,7 @@ proptest! {
         history in prop::collection::vec((change(), any::<bool>(), any::<bool>()), 1..24)
     ) {
         let mut state = state();
-        let mut last: std::collections::BTreeMap<(bool, String), Value> = Default::default();
+        let mut last: std::collections::BTreeMap<(bool, String), Value> = std::collections::BTreeMap::new();
         let mut published = state.desired_all();
         for (object, delete, twice) in &history {
             let key = (is_slice(object), object["metadata"]["name"].to_string());

@@ -8,6 +8,10 @@ use lb_common::table::EmptyAction;
 
 const LB: &str = "198.51.100.7";
 
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "callers write json!(…) in place"
+)]
 fn load_balancer(extra: Value) -> Change {
     let mut spec = json!({"type": "LoadBalancer", "clusterIP": "10.96.0.1",
         "externalIPs": ["192.0.2.1"],
