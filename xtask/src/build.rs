@@ -44,6 +44,17 @@ pub(crate) fn objects() -> Result<()> {
     Ok(())
 }
 
+/// Builds the objects only where one is missing.
+pub(crate) fn objects_unless_there() -> Result<()> {
+    if Flavour::ALL
+        .iter()
+        .all(|flavour| flavour.object().is_file())
+    {
+        return Ok(());
+    }
+    objects()
+}
+
 /// Takes the prebuilt object `prebuilt`.
 fn take(flavour: Flavour, prebuilt: &Path) -> Result<()> {
     let object = flavour.object();

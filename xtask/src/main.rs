@@ -9,6 +9,7 @@ mod setup;
 mod step;
 mod test;
 mod toolchain;
+mod vm;
 mod workspace;
 
 use anyhow::Result;
@@ -45,6 +46,8 @@ enum Command {
         #[arg(last = true)]
         arguments: Vec<OsString>,
     },
+    /// Runs the smoke test, or a command, on other kernels in virtual machines.
+    Vm(VmArgs),
 }
 
 /// Options of `run`.
@@ -72,6 +75,27 @@ pub(crate) struct TestArgs {
     host: bool,
 }
 
+/// Options of `vm`.
+#[derive(Args, Debug)]
+pub(crate) struct VmArgs {
+    /// Kernel series, e.g. 5.10,6.12.
+    #[arg(
+        short,
+        long,
+        value_delimiter = ',',
+        default_value = "5.10,6.1,6.12,6.18"
+    )]
+    kernels: Vec<String>,
+    /// The command to run as root in each; without one, the smoke test.
+    #[arg(last = true)]
+    command: Vec<OsString>,
+}
+
+/// The kernels that must work: the lowest, and those of today's distributions.
+pub(crate) fn default_kernels() -> Vec<String> {
+    ["5.10", "6.1", "6.12", "6.18"].map(str::to_owned).to_vec()
+}
+
 fn main() -> ExitCode {
     match dispatch(Cli::parse().command) {
         Ok(code) => code,
@@ -92,5 +116,6 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Test(args) => test::run(&args),
         Command::Cases { files } => test::cases(&files),
         Command::Bench { arguments } => build::bench(&arguments),
+        Command::Vm(args) => vm::run(&args),
     }
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that proves the project, and one summary at the end.
 
 use crate::step::{self, cargo, say};
+use crate::vm::{self, Outcome as VmOutcome};
 use crate::workspace::{self, Flavour};
 use crate::{TestArgs, build, setup};
 use anyhow::{Context, Result, bail};
@@ -13,6 +14,8 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 enum Outcome {
     Passed,
+    /// Not run, for a reason that is no fault of the project.
+    Skipped(String),
     Failed(String),
 }
 
@@ -50,6 +53,7 @@ impl fmt::Display for Report {
         for (name, outcome, took) in &self.0 {
             let (word, reason) = match outcome {
                 Outcome::Passed => ("passed", ""),
+                Outcome::Skipped(reason) => ("skipped", reason.as_str()),
                 Outcome::Failed(reason) => ("FAILED", reason.lines().next().unwrap_or_default()),
             };
             writeln!(f, "{word:8} {:>5} s  {name}  {reason}", took.as_secs())?;
@@ -62,9 +66,10 @@ impl fmt::Display for Report {
         };
         write!(
             f,
-            "{} parts passed, {} failed",
+            "{} parts passed, {} failed, {} skipped",
             count(|outcome| matches!(outcome, Outcome::Passed)),
-            count(|outcome| matches!(outcome, Outcome::Failed(_)))
+            count(|outcome| matches!(outcome, Outcome::Failed(_))),
+            count(|outcome| matches!(outcome, Outcome::Skipped(_)))
         )
     }
 }
@@ -108,6 +113,13 @@ fn run_all(args: &TestArgs) -> Report {
         step::run(tests.env("LB_AGENT_BIN", workspace::target().join("debug/lb-agent")))
     });
     report.part("cases", project_cases);
+    report.outcome("smoke test on other kernels", || {
+        match vm::smoke(&crate::default_kernels()) {
+            Ok(VmOutcome::Passed) => Outcome::Passed,
+            Ok(VmOutcome::Skipped(reason)) => Outcome::Skipped(reason),
+            Err(error) => Outcome::Failed(format!("{error:#}")),
+        }
+    });
     report
 }
 
