@@ -209,6 +209,14 @@ pub struct Endpoint {
     pub port: Port,
 }
 
+impl Endpoint {
+    /// No end.
+    pub const NONE: Self = Self {
+        addr: Addr::UNSPECIFIED,
+        port: Port(0),
+    };
+}
+
 /// An address prefix, as a value and a mask of the same form (an IPv4 `/8` has a `/104` mask).
 #[derive(
     Clone, Copy, Debug, Default, Eq, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout,

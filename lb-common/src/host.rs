@@ -1,5 +1,10 @@
 //! The host's side of the traits: tables as plain memory, a clock that is set by hand.
 
+mod build;
+mod packet;
+
+pub use packet::PacketWorld;
+
 use crate::addr::{Addr, BackendId, ServiceId, Tick};
 use crate::env::{Env, PacketTables, Tables};
 use crate::table::{

@@ -19,6 +19,8 @@ pub mod flow;
 pub mod hash;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
+pub mod packet;
 pub mod socket;
 pub mod table;
 pub mod verdict;
+pub mod wire;

@@ -1,5 +1,18 @@
 //! Verdicts and reasons: every decision has a reason, and every reason a counter.
 
+/// What a hook on the packet path is to do with the packet.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[must_use]
+pub enum Verdict {
+    /// Hand it on, rewritten or not: other people's programs and rules come next.
+    Continue,
+    /// Be silent.
+    Drop,
+    /// The packet has been turned into the answer to itself: send it out of the device it came
+    /// from, with its link-layer addresses exchanged.
+    Answer,
+}
+
 /// Why a packet, datagram or connection was treated as it was. The numbers are stable: they index
 /// the `lb_reasons` map and name the series of `lb_reasons_total`.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]

@@ -4,5 +4,6 @@ pub mod conformance;
 pub mod endtoend;
 pub mod foreign;
 pub mod kernel;
+pub mod object;
 pub mod socket_world;
 pub mod stage;

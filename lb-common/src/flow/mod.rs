@@ -90,6 +90,14 @@ pub struct Flow {
     pub seen: Tick,
 }
 
+impl Flow {
+    /// True while a flow that keeps the client's address waits for its port.
+    #[inline(always)]
+    pub const fn needs_port(&self) -> bool {
+        self.state & FlowState::SNAT_PORT_ONLY != 0 && self.snat_port.0 == 0
+    }
+}
+
 /// A new flow, to be inserted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct NewFlow {

@@ -1,0 +1,167 @@
+//! Filling the tables by hand, as the agent would: for tests and measurements.
+
+use super::HostTables;
+use crate::addr::{Addr, BackendId, Endpoint, Port, Prefix, Protocol, ServiceId};
+use crate::hash::HashKeys;
+use crate::table::{
+    AddressBits, Backend, BackendState, Config, EmptyAction, Frontend, FrontendKey, FrontendKind,
+    LocalAddress, Membership, Service, ServiceFlags, Slot, SnatAddresses, Window,
+};
+use std::net::IpAddr;
+
+impl HostTables {
+    /// Tables of a node that serves nothing yet, with SNAT ports 61000 to 65535, node ports 30000
+    /// to 32767 and fixed hash keys.
+    pub fn of_node() -> Self {
+        let mut tables = Self::new(Config {
+            flags: 0,
+            socket_mode: 0,
+            flow_mask: 0,
+            snat_port_first: 61_000,
+            snat_port_last: 65_535,
+            node_port_first: 30_000,
+            node_port_last: 32_767,
+            reserved: 0,
+            host_namespace: 0,
+            hash_keys: HashKeys::from_random([11, 22, 33, 44, 55, 66, 77, 88]),
+            pods_v4: Prefix::NONE,
+            pods_v6: Prefix::NONE,
+        });
+        tables.services.push(Service::default());
+        tables.backends.push(Backend::default());
+        tables.snat_pool.push(Addr::UNSPECIFIED);
+        tables
+    }
+
+    /// Adds a service port without endpoints: its clients are refused.
+    pub fn add_service(&mut self, flags: u32, affinity_seconds: u32) -> ServiceId {
+        let id = ServiceId(u32::try_from(self.services.len()).unwrap_or(u32::MAX));
+        let empty = Window::empty(EmptyAction::Reject, 0).to_word();
+        self.services.push(Service {
+            cluster: empty,
+            local: empty,
+            flags: flags | ServiceFlags::LIVE,
+            affinity_seconds,
+            ..Service::default()
+        });
+        id
+    }
+
+    /// Adds a backend, here or elsewhere, and publishes the service's windows.
+    pub fn add_backend(
+        &mut self,
+        service: ServiceId,
+        end: &Endpoint,
+        protocol: Protocol,
+        local: bool,
+    ) -> BackendId {
+        let id = BackendId(u32::try_from(self.backends.len()).unwrap_or(u32::MAX));
+        let (flags, member) = if local {
+            (Backend::LOCAL, Membership::CLUSTER | Membership::LOCAL)
+        } else {
+            (0, Membership::CLUSTER)
+        };
+        self.backends.push(Backend {
+            addr: end.addr,
+            port: end.port,
+            state: BackendState::Active as u8,
+            member,
+            service,
+            protocol,
+            flags,
+            reserved: [0; 6],
+        });
+        let bit = AddressBits::backend_bit(&self.config.hash_keys, &end.addr, end.port, protocol);
+        self.bits.words[bit.0] |= bit.1;
+        self.publish(service);
+        id
+    }
+
+    /// Takes a backend out of its service: flows may still use it.
+    pub fn remove_backend(&mut self, id: BackendId) {
+        let backend = &mut self.backends[id.0 as usize];
+        backend.state = BackendState::Gone as u8;
+        backend.member = 0;
+        let service = backend.service;
+        self.publish(service);
+    }
+
+    /// Adds a frontend on an address of its own.
+    pub fn add_frontend(
+        &mut self,
+        service: ServiceId,
+        end: &Endpoint,
+        protocol: Protocol,
+        kind: FrontendKind,
+    ) {
+        let key = FrontendKey::exact(end.addr, end.port, protocol);
+        self.frontends.insert(key, Frontend::new(service, kind));
+        let bit = AddressBits::frontend_bit(&self.config.hash_keys, &end.addr, end.port, protocol);
+        self.bits.words[bit.0] |= bit.1;
+    }
+
+    /// Adds a node port, for the family of `of`.
+    pub fn add_node_port(&mut self, service: ServiceId, of: &Addr, port: Port, protocol: Protocol) {
+        let key = FrontendKey::node_port(of, port, protocol);
+        self.frontends
+            .insert(key, Frontend::new(service, FrontendKind::NodePort));
+        let bit =
+            AddressBits::frontend_bit(&self.config.hash_keys, &Addr::UNSPECIFIED, port, protocol);
+        self.bits.words[bit.0] |= bit.1;
+    }
+
+    /// Makes `ip` an address of the node, good for node ports and for SNAT on every device.
+    pub fn add_node_address(&mut self, ip: IpAddr) {
+        let flags = LocalAddress::NODE_PORTS;
+        self.local.insert(ip.into(), LocalAddress { flags });
+        let index = u32::try_from(self.snat_pool.len()).unwrap_or(0);
+        self.snat_pool.push(ip.into());
+        let entry = self.snat.entry(0).or_insert_with(SnatAddresses::default);
+        match ip {
+            IpAddr::V4(_) => entry.v4 = index,
+            IpAddr::V6(_) => entry.v6 = index,
+        }
+    }
+
+    /// Writes both windows of a service anew, from the membership of its backends.
+    pub fn publish(&mut self, service: ServiceId) {
+        let cluster = self.window(service, Membership::CLUSTER, EmptyAction::Reject);
+        let local_empty = if Window::from_word(cluster).count == 0 {
+            EmptyAction::Reject
+        } else {
+            EmptyAction::Drop
+        };
+        let local = self.window(service, Membership::LOCAL, local_empty);
+        let record = &mut self.services[service.0 as usize];
+        record.cluster = cluster;
+        record.local = local;
+    }
+
+    fn window(&mut self, service: ServiceId, member: u8, empty: EmptyAction) -> u64 {
+        let start = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
+        // Every window has other slots: the generation need not tell them apart.
+        let generation = 1;
+        for (id, backend) in self.backends.iter().enumerate() {
+            if backend.service == service && backend.member & member != 0 {
+                self.slots.push(Slot {
+                    addr: backend.addr,
+                    backend: BackendId(u32::try_from(id).unwrap_or(0)),
+                    service,
+                    port: backend.port,
+                    generation,
+                    reserved: [0; 4],
+                });
+            }
+        }
+        let count = self.slots.len() - start as usize;
+        if count == 0 {
+            return Window::empty(empty, generation).to_word();
+        }
+        Window {
+            start,
+            count: u16::try_from(count).unwrap_or(u16::MAX),
+            generation,
+        }
+        .to_word()
+    }
+}

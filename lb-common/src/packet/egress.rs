@@ -1,0 +1,208 @@
+//! What a packet meets as it leaves: SNAT of requests whose flow wants it, un-DNAT of replies.
+
+use super::ingress::{keep, kept};
+use super::parse::{Ordinary, Thorough, ordinary, thorough};
+use super::{Headers, Next, Packet, Stage, World, fragment, icmp, nat, snat};
+use crate::addr::{BackendId, Endpoint};
+use crate::env::{Env, PacketTables, Tables};
+use crate::flow::{Flow, FlowState, Flows};
+use crate::table::Config;
+use crate::verdict::Reason;
+use crate::wire::TcpFlags;
+
+/// One stage of treating a packet that is about to leave.
+#[inline(always)]
+pub fn egress<P: Packet, W: World>(stage: Stage, packet: &mut P, world: &W) -> Next {
+    let Some(config) = world.tables().config() else {
+        return Next::Continue;
+    };
+    match stage {
+        Stage::Ordinary => match ordinary(packet) {
+            Ordinary::Segment(mut headers) => segment(packet, world, config, &mut headers),
+            Ordinary::Rare => Next::Rare,
+            Ordinary::Foreign => Next::Continue,
+        },
+        Stage::Rare => rare(packet, world),
+        Stage::Parsed => match kept(world) {
+            Some(mut headers) => segment(packet, world, config, &mut headers),
+            None => Next::Continue,
+        },
+        Stage::Icmp => match kept(world) {
+            Some(headers) => icmp::egress(packet, world, config, &headers),
+            None => Next::Continue,
+        },
+        Stage::Open => match kept(world) {
+            Some(mut headers) => open(packet, world, config, &mut headers),
+            None => Next::Continue,
+        },
+        Stage::Begin | Stage::Refuse => Next::Continue,
+    }
+}
+
+/// Fragments, options, extension headers, ICMP. Nothing is counted: ingress has.
+#[inline(always)]
+fn rare<P: Packet, W: World>(packet: &mut P, world: &W) -> Next {
+    match thorough(packet, 0) {
+        Thorough::Segment(mut headers) => {
+            if !fragment::complete(world.tables(), &mut headers, fragment::Hook::Egress) {
+                return Next::Continue;
+            }
+            keep(world, &headers, Next::Parsed)
+        }
+        Thorough::Icmp(headers) => keep(world, &headers, Next::Icmp),
+        Thorough::Foreign | Thorough::Unparsable => Next::Continue,
+    }
+}
+
+#[inline(always)]
+fn segment<P: Packet, W: World>(
+    packet: &mut P,
+    world: &W,
+    config: &Config,
+    headers: &mut Headers,
+) -> Next {
+    let (tables, flows) = (world.tables(), world.flows());
+    let (source, destination) = (headers.source, headers.destination);
+    let protocol = headers.protocol;
+
+    // A hairpin is from a backend to a backend: the direction is the one that has a flow.
+    if tables.may_be_backend(config, &destination.addr, destination.port, protocol)
+        && let Some(flow) = flows.by_backend(&source, &destination, protocol)
+    {
+        return request(packet, world, headers, &flow);
+    }
+    if tables.may_be_backend(config, &source.addr, source.port, protocol) {
+        if let Some(flow) = flows.by_backend(&destination, &source, protocol) {
+            return reply(packet, world, headers, &flow);
+        }
+        if snat::is_snat_port(config, destination.port) {
+            return reply_to_other_port(packet, world, headers);
+        }
+    }
+    Next::Continue
+}
+
+/// A request on its way to its backend.
+#[inline(always)]
+fn request<P: Packet, W: World>(
+    packet: &mut P,
+    world: &W,
+    headers: &mut Headers,
+    flow: &Flow,
+) -> Next {
+    if !wants_snat(flow) {
+        return Next::Continue;
+    }
+    if flow.snat_port.0 == 0 {
+        return keep(world, headers, Next::Open);
+    }
+    snat::translate(packet, world, headers, flow)
+}
+
+#[inline(always)]
+const fn wants_snat(flow: &Flow) -> bool {
+    flow.state & (FlowState::WANTS_SNAT | FlowState::SNAT_PORT_ONLY) == FlowState::WANTS_SNAT
+}
+
+/// The first packet of a flow that wants SNAT.
+#[inline(always)]
+fn open<P: Packet, W: World>(
+    packet: &mut P,
+    world: &W,
+    config: &Config,
+    headers: &mut Headers,
+) -> Next {
+    let flow = world
+        .flows()
+        .by_backend(&headers.source, &headers.destination, headers.protocol);
+    let Some(flow) = flow.filter(wants_snat) else {
+        return Next::Continue;
+    };
+    let flow = if flow.snat_port.0 == 0 {
+        match snat::masquerade(world, config, headers, &flow, packet.device()) {
+            Ok(flow) => flow,
+            Err(reason) => {
+                world.tables().count(reason);
+                return Next::Drop;
+            }
+        }
+    } else {
+        flow
+    };
+    snat::translate(packet, world, headers, &flow)
+}
+
+/// A reply on its way to its client: it comes from the frontend.
+#[inline(always)]
+fn reply<P: Packet, W: World>(
+    packet: &mut P,
+    world: &W,
+    headers: &mut Headers,
+    flow: &Flow,
+) -> Next {
+    world
+        .flows()
+        .note(flow, state_after_reply(headers.flags), world.env().now());
+    count(world.tables(), packet, headers, flow.backend);
+    replace_source(packet, world, headers, &flow.frontend)
+}
+
+/// A reply to a flow that has the client's address and another port: both ends are translated.
+#[inline(always)]
+fn reply_to_other_port<P: Packet, W: World>(
+    packet: &mut P,
+    world: &W,
+    headers: &mut Headers,
+) -> Next {
+    let flow = world
+        .flows()
+        .by_alias(&headers.destination, &headers.source, headers.protocol);
+    let Some(flow) = flow else {
+        return Next::Continue;
+    };
+    if flow.state & FlowState::SNAT_PORT_ONLY == 0 {
+        return Next::Continue;
+    }
+    if nat::replace_destination(packet, headers, &flow.client).is_err() {
+        world.tables().count(Reason::RewriteFailed);
+        return Next::Drop;
+    }
+    reply(packet, world, headers, &flow)
+}
+
+#[inline(always)]
+fn replace_source<P: Packet, W: World>(
+    packet: &mut P,
+    world: &W,
+    headers: &mut Headers,
+    to: &Endpoint,
+) -> Next {
+    if nat::replace_source(packet, headers, to).is_err() {
+        world.tables().count(Reason::RewriteFailed);
+        return Next::Drop;
+    }
+    Next::Continue
+}
+
+#[inline(always)]
+const fn state_after_reply(flags: u8) -> u16 {
+    let mut state = FlowState::REPLIED;
+    if flags & TcpFlags::FIN != 0 {
+        state |= FlowState::FIN_REPLY;
+    }
+    if flags & TcpFlags::RST != 0 {
+        state |= FlowState::RESET;
+    }
+    state
+}
+
+#[inline(always)]
+fn count<P: Packet>(tables: &impl PacketTables, packet: &P, headers: &Headers, backend: BackendId) {
+    if let Some(backend) = tables.backend(backend) {
+        let segments = u64::from(packet.segments());
+        tables.count_service(backend.service, |counters| {
+            counters.packets_out = counters.packets_out.wrapping_add(segments);
+            counters.bytes_out = counters.bytes_out.wrapping_add(u64::from(headers.length));
+        });
+    }
+}

@@ -1,0 +1,248 @@
+//! What a packet meets as it arrives: DNAT of requests to frontends, un-SNAT of replies to the SNAT
+//! end of a flow.
+
+use super::parse::{Ordinary, Thorough, ordinary, thorough};
+use super::{Headers, Next, Packet, Part, Stage, World, fragment, icmp, nat, open, reject, snat};
+use crate::addr::{Addr, Endpoint, Protocol, ServiceId, Tick};
+use crate::env::{Env, PacketTables, Tables};
+use crate::flow::{Flow, FlowState, Flows};
+use crate::table::{BackendState, Config};
+use crate::verdict::Reason;
+use crate::wire::TcpFlags;
+
+/// One stage of treating a packet that has arrived.
+#[inline(always)]
+pub fn ingress<P: Packet, W: World>(stage: Stage, packet: &mut P, world: &W) -> Next {
+    let Some(config) = world.tables().config() else {
+        return Next::Continue;
+    };
+    match stage {
+        Stage::Ordinary => match ordinary(packet) {
+            Ordinary::Segment(mut headers) => segment(packet, world, config, &mut headers),
+            Ordinary::Rare => Next::Rare,
+            Ordinary::Foreign => Next::Continue,
+        },
+        Stage::Rare => rare(packet, world),
+        Stage::Parsed => match kept(world) {
+            Some(mut headers) => segment(packet, world, config, &mut headers),
+            None => Next::Continue,
+        },
+        Stage::Icmp => match kept(world) {
+            Some(headers) => icmp::ingress(packet, world, &headers),
+            None => Next::Continue,
+        },
+        Stage::Open => match kept(world) {
+            Some(headers) => open::choose(packet, world, config, &headers),
+            None => Next::Continue,
+        },
+        // In place: it is the stage that needs the most stack.
+        Stage::Begin => world
+            .with_scratch(|scratch| open::begin(packet, world, config, scratch))
+            .unwrap_or(Next::Continue),
+        Stage::Refuse => match kept(world) {
+            Some(headers) => reject::answer(packet, &headers),
+            None => Next::Drop,
+        },
+    }
+}
+
+/// What an earlier stage has found out about the packet.
+#[inline(always)]
+pub(super) fn kept<W: World>(world: &W) -> Option<Headers> {
+    world.with_scratch(|scratch| scratch.headers)
+}
+
+/// Leaves what is known about the packet to the next stage.
+#[inline(always)]
+pub(super) fn keep<W: World>(world: &W, headers: &Headers, next: Next) -> Next {
+    match world.with_scratch(|scratch| scratch.headers = *headers) {
+        Some(()) => next,
+        None => Next::Continue,
+    }
+}
+
+/// Fragments, options, extension headers, ICMP.
+#[inline(always)]
+fn rare<P: Packet, W: World>(packet: &mut P, world: &W) -> Next {
+    match thorough(packet, 0) {
+        Thorough::Segment(mut headers) => {
+            if !fragment::complete(world.tables(), &mut headers, fragment::Hook::Ingress) {
+                world.tables().count(Reason::FragmentWithoutFirst);
+                return Next::Continue;
+            }
+            keep(world, &headers, Next::Parsed)
+        }
+        Thorough::Icmp(headers) => keep(world, &headers, Next::Icmp),
+        Thorough::Foreign => Next::Continue,
+        Thorough::Unparsable => {
+            world.tables().count(Reason::Unparsable);
+            Next::Continue
+        }
+    }
+}
+
+#[inline(always)]
+fn segment<P: Packet, W: World>(
+    packet: &mut P,
+    world: &W,
+    config: &Config,
+    headers: &mut Headers,
+) -> Next {
+    let tables = world.tables();
+    let (protocol, port) = (headers.protocol, headers.destination.port);
+    if snat::is_snat_port(config, port) {
+        let source = &headers.source;
+        if tables.may_be_backend(config, &source.addr, source.port, protocol)
+            && let Some(next) = reply(packet, world, headers)
+        {
+            return next;
+        }
+    }
+    if tables.may_be_frontend(config, &headers.destination.addr, port, protocol)
+        || tables.may_be_frontend(config, &Addr::UNSPECIFIED, port, protocol)
+    {
+        return request(packet, world, headers);
+    }
+    Next::Continue
+}
+
+/// What is to become of a flow that a request has found.
+enum Fate {
+    /// It goes on to its backend.
+    Goes(Endpoint, ServiceId),
+    /// It is forgotten, and the packet begins a new one.
+    Ends(Reason),
+    /// The tables do not know its backend.
+    Orphaned,
+}
+
+/// A request to what may be a frontend.
+#[inline(always)]
+fn request<P: Packet, W: World>(packet: &mut P, world: &W, headers: &mut Headers) -> Next {
+    let flows = world.flows();
+    let Some(flow) = flows.by_frontend(&headers.source, &headers.destination, headers.protocol)
+    else {
+        return keep(world, headers, Next::Open);
+    };
+    let now = world.env().now();
+    match fate(world.tables(), headers, &flow, now) {
+        // Another CPU is just about to reserve its port.
+        Fate::Goes(..) if flow.needs_port() => keep(world, headers, Next::Open),
+        Fate::Goes(backend, service) => {
+            // A SYN that comes again does not make an attempt younger.
+            if !TcpFlags::opens(headers.flags) {
+                flows.note(&flow, state_after_request(headers.flags), now);
+            }
+            translate(packet, world, headers, &flow, &backend, service)
+        }
+        Fate::Ends(reason) => {
+            flows.remove(&flow);
+            world.tables().count(reason);
+            keep(world, headers, Next::Open)
+        }
+        Fate::Orphaned => {
+            world.tables().count(Reason::TableInconsistent);
+            Next::Continue
+        }
+    }
+}
+
+/// How long a SYN that comes again is taken for a retransmission of the first, which must meet the
+/// same backend: RFC 6298 sends it again after one second and after three. A later one may as well
+/// be a new attempt from the same port, and the backend has had its time: another one is tried.
+/// (Linux keeps such an attempt in nf_conntrack for 120 s, and with it every later connection from
+/// that port.)
+const SYN_RETRANSMISSION_SECONDS: u32 = 5;
+
+#[inline(always)]
+fn fate(tables: &impl Tables, headers: &Headers, flow: &Flow, now: Tick) -> Fate {
+    const CLOSED: u16 = FlowState::FIN_FORWARD | FlowState::FIN_REPLY | FlowState::RESET;
+
+    let Some(backend) = tables.backend(flow.backend) else {
+        return Fate::Orphaned;
+    };
+    if headers.protocol.0 != Protocol::TCP.0 {
+        // A datagram flow has no end of its own: it must not outlive its backend.
+        if !backend.is_usable() && !matches!(headers.part, Part::Later) {
+            return Fate::Ends(Reason::MovedFromGoneBackend);
+        }
+    } else if TcpFlags::opens(headers.flags) {
+        let unanswered = flow.state & FlowState::REPLIED == 0
+            && now.since(flow.seen) >= const { Tick::seconds(SYN_RETRANSMISSION_SECONDS) };
+        if !backend.is_usable() || unanswered || flow.state & CLOSED != 0 {
+            return Fate::Ends(Reason::Rebalanced);
+        }
+    }
+    if backend.state == BackendState::Free as u8 {
+        return Fate::Orphaned;
+    }
+    Fate::Goes(
+        Endpoint {
+            addr: backend.addr,
+            port: backend.port,
+        },
+        backend.service,
+    )
+}
+
+#[inline(always)]
+const fn state_after_request(flags: u8) -> u16 {
+    let mut state = 0;
+    if flags & TcpFlags::FIN != 0 {
+        state |= FlowState::FIN_FORWARD;
+    }
+    if flags & TcpFlags::RST != 0 {
+        state |= FlowState::RESET;
+    }
+    state
+}
+
+/// Sends a request on to its backend.
+#[inline(always)]
+pub(super) fn translate<P: Packet, W: World>(
+    packet: &mut P,
+    world: &W,
+    headers: &mut Headers,
+    flow: &Flow,
+    backend: &Endpoint,
+    service: ServiceId,
+) -> Next {
+    let tables = world.tables();
+    // With the client's own address the port can be replaced here, and must: at egress the packet
+    // could not be told from one of the other flow.
+    let mut replaced = Ok(());
+    if flow.state & FlowState::SNAT_PORT_ONLY != 0 {
+        let end = Endpoint {
+            addr: headers.source.addr,
+            port: flow.snat_port,
+        };
+        replaced = nat::replace_source(packet, headers, &end);
+    }
+    let segments = u64::from(packet.segments());
+    tables.count_service(service, |counters| {
+        counters.packets_in = counters.packets_in.wrapping_add(segments);
+        counters.bytes_in = counters.bytes_in.wrapping_add(u64::from(headers.length));
+    });
+    if replaced.is_err() || nat::replace_destination(packet, headers, backend).is_err() {
+        tables.count(Reason::RewriteFailed);
+        return Next::Drop;
+    }
+    Next::Continue
+}
+
+/// A reply to the SNAT end of a flow: it goes to the client. Its source is translated at egress.
+/// `None` if the packet is no such reply.
+#[inline(always)]
+fn reply<P: Packet, W: World>(packet: &mut P, world: &W, headers: &mut Headers) -> Option<Next> {
+    let flow = world
+        .flows()
+        .by_alias(&headers.destination, &headers.source, headers.protocol)?;
+    // A flow that kept the client's address is translated back in one step at egress.
+    if flow.state & FlowState::SNAT_PORT_ONLY == 0
+        && nat::replace_destination(packet, headers, &flow.client).is_err()
+    {
+        world.tables().count(Reason::RewriteFailed);
+        return Some(Next::Drop);
+    }
+    Some(Next::Continue)
+}

@@ -1,0 +1,170 @@
+//! The first packet of a conversation: balance, begin a flow.
+
+use super::ingress::translate;
+use super::{Headers, Next, Packet, Part, Scratch, World, snat};
+use crate::addr::{Endpoint, Protocol};
+use crate::balance::{Client, Decision, Origin, decide, find_frontend, is_hairpin};
+use crate::env::{Env, PacketTables, Tables};
+use crate::flow::{FlowState, Flows, NewFlow};
+use crate::table::{Config, Frontend};
+use crate::verdict::Reason;
+use crate::wire::TcpFlags;
+
+/// Chooses a backend for a packet without a flow.
+#[inline(always)]
+pub(super) fn choose<P: Packet, W: World>(
+    packet: &P,
+    world: &W,
+    config: &Config,
+    headers: &Headers,
+) -> Next {
+    let tables = world.tables();
+    let Some(frontend) = find_frontend(tables, config, &headers.destination, headers.protocol)
+    else {
+        return Next::Continue;
+    };
+    if headers.protocol.0 == Protocol::TCP.0 {
+        if !TcpFlags::opens(headers.flags) {
+            tables.count(Reason::MidFlowWithoutRecord);
+            return Next::Continue;
+        }
+    } else if is_node_port(config, headers)
+        && packet.has_host_socket(&headers.source, &headers.destination)
+    {
+        tables.count(Reason::HostSocket);
+        return Next::Continue;
+    }
+    if matches!(headers.part, Part::Later) {
+        return Next::Continue;
+    }
+    balance(world, config, headers, &frontend)
+}
+
+#[inline(always)]
+const fn is_node_port(config: &Config, headers: &Headers) -> bool {
+    let port = headers.destination.port.number();
+    port >= config.node_port_first && port <= config.node_port_last
+}
+
+#[inline(always)]
+fn balance<W: World>(world: &W, config: &Config, headers: &Headers, frontend: &Frontend) -> Next {
+    let tables = world.tables();
+    let source = headers.source.addr;
+    let decision = decide(
+        tables,
+        world.env(),
+        config,
+        frontend,
+        Origin::of_packet(tables, config, &source),
+        Some(Client::Address(source)),
+        &source,
+    );
+    match decision {
+        Decision::Forward(choice) => match world.with_scratch(|scratch| scratch.choice = choice) {
+            Some(()) => Next::Begin,
+            None => Next::Continue,
+        },
+        Decision::Reject(service) => {
+            tables.count_service(service, |counters| {
+                counters.tc_rejected = counters.tc_rejected.wrapping_add(1);
+            });
+            tables.count(Reason::RejectedNoEndpoint);
+            Next::Refuse
+        }
+        Decision::Drop(service) => {
+            tables.count_service(service, |counters| {
+                counters.tc_dropped = counters.tc_dropped.wrapping_add(1);
+            });
+            tables.count(Reason::DroppedNoLocalEndpoint);
+            Next::Drop
+        }
+        Decision::Unstable => {
+            tables.count(Reason::WindowUnstable);
+            Next::Drop
+        }
+    }
+}
+
+/// Begins the flow and sends its first packet.
+#[inline(always)]
+pub(super) fn begin<P: Packet, W: World>(
+    packet: &mut P,
+    world: &W,
+    config: &Config,
+    scratch: &mut Scratch,
+) -> Next {
+    let tables = world.tables();
+    let Scratch { headers, choice } = scratch;
+    let Some(backend) = tables.backend(choice.backend) else {
+        tables.count(Reason::TableInconsistent);
+        return Next::Continue;
+    };
+    let mut state = 0;
+    if choice.masquerade || is_hairpin(backend, &headers.source.addr) {
+        state = FlowState::WANTS_SNAT;
+    }
+    if is_taken(world, config, headers, &choice.endpoint) {
+        if state != 0 {
+            // Two masqueraded flows from one client port to one backend are alike at egress.
+            tables.count(Reason::SnatPortsExhausted);
+            return Next::Drop;
+        }
+        state = FlowState::WANTS_SNAT | FlowState::SNAT_PORT_ONLY;
+    }
+    let new = NewFlow {
+        client: headers.source,
+        frontend: headers.destination,
+        protocol: headers.protocol,
+        backend: choice.backend,
+        state,
+    };
+    let Ok(flow) = world.flows().insert(&new, world.env().now()) else {
+        tables.count(Reason::FlowTableFull);
+        return Next::Drop;
+    };
+    // Another packet of the same conversation may have been quicker, on another CPU: then its
+    // choice counts.
+    let mut endpoint = choice.endpoint;
+    let mut service = choice.service;
+    if flow.backend != choice.backend {
+        let Some(backend) = tables.backend(flow.backend) else {
+            tables.count(Reason::TableInconsistent);
+            return Next::Continue;
+        };
+        endpoint = Endpoint {
+            addr: backend.addr,
+            port: backend.port,
+        };
+        service = backend.service;
+    }
+    tables.count_service(service, |counters| {
+        counters.tc_opened = counters.tc_opened.wrapping_add(1);
+    });
+    tables.count(Reason::Opened);
+    let flow = if flow.state & FlowState::SNAT_PORT_ONLY == 0 {
+        flow
+    } else {
+        match snat::reserve_port(world, config, headers, &flow, &endpoint) {
+            Ok(flow) => flow,
+            Err(reason) => {
+                tables.count(reason);
+                return Next::Drop;
+            }
+        }
+    };
+    translate(packet, world, headers, &flow, &endpoint, service)
+}
+
+/// True if the client's end already talks to this backend: through another frontend, or because
+/// another flow was given this very end by SNAT.
+#[inline(always)]
+fn is_taken<W: World>(world: &W, config: &Config, headers: &Headers, backend: &Endpoint) -> bool {
+    let flows = world.flows();
+    flows
+        .by_backend(&headers.source, backend, headers.protocol)
+        .is_some()
+        || (snat::is_snat_port(config, headers.source.port)
+            && flows
+                .by_alias(&headers.source, backend, headers.protocol)
+                .is_some())
+}

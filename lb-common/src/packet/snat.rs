@@ -1,0 +1,184 @@
+//! Replacing the source: which address, which port.
+//!
+//! The SNAT end is chosen when the outgoing device is known, once for a flow, and is reserved by
+//! the flow table for {end, backend}: one port serves as many backends as there are.
+
+use super::{Headers, Next, Packet, World, nat};
+use crate::addr::{Endpoint, Port, Protocol};
+use crate::env::{Env, PacketTables, Tables};
+use crate::flow::{Flow, FlowState, Flows, Refused, SnatAddressIndex};
+use crate::table::Config;
+use crate::verdict::Reason;
+
+/// How many ports are tried near the hash start.
+const TRIES: u32 = 16;
+
+/// True if `port` lies in the range SNAT ports are taken from.
+#[inline(always)]
+pub(super) const fn is_snat_port(config: &Config, port: Port) -> bool {
+    let port = port.number();
+    port >= config.snat_port_first && port <= config.snat_port_last
+}
+
+/// SNATs a request on its way to `headers.destination`, its backend.
+#[inline(always)]
+pub(super) fn translate<P: Packet, W: World>(
+    packet: &mut P,
+    world: &W,
+    headers: &mut Headers,
+    flow: &Flow,
+) -> Next {
+    let tables = world.tables();
+    let Some(addr) = tables.snat_address(flow.snat_address.0) else {
+        tables.count(Reason::SnatNoAddress);
+        return Next::Drop;
+    };
+    let end = Endpoint {
+        addr,
+        port: flow.snat_port,
+    };
+    if nat::replace_source(packet, headers, &end).is_err() {
+        tables.count(Reason::RewriteFailed);
+        return Next::Drop;
+    }
+    Next::Continue
+}
+
+/// Chooses and reserves the SNAT end of a flow that leaves by `device`, and returns the flow with
+/// it.
+///
+/// # Errors
+/// Why the packet must be dropped.
+#[inline(always)]
+pub(super) fn masquerade<W: World>(
+    world: &W,
+    config: &Config,
+    headers: &Headers,
+    flow: &Flow,
+    device: u32,
+) -> Result<Flow, Reason> {
+    let tables = world.tables();
+    let v4 = headers.source.addr.is_v4();
+    let index_of = |device| {
+        tables
+            .snat_addresses(device)
+            .map_or(0, |addresses| if v4 { addresses.v4 } else { addresses.v6 })
+    };
+    let mut index = index_of(device);
+    if index == 0 {
+        index = index_of(0);
+    }
+    if index == 0 {
+        return Err(Reason::SnatNoAddress);
+    }
+    let wanted = Endpoint {
+        addr: tables.snat_address(index).ok_or(Reason::SnatNoAddress)?,
+        port: headers.source.port,
+    };
+    reserve(
+        world,
+        config,
+        flow,
+        &wanted,
+        SnatAddressIndex(index),
+        &headers.destination,
+        headers.protocol,
+    )
+}
+
+/// Gives a flow that shares client and backend with another one a source port of its own.
+///
+/// # Errors
+/// Why the packet must be dropped.
+#[inline(always)]
+pub(super) fn reserve_port<W: World>(
+    world: &W,
+    config: &Config,
+    headers: &Headers,
+    flow: &Flow,
+    backend: &Endpoint,
+) -> Result<Flow, Reason> {
+    if flow.snat_port.0 != 0 {
+        return Ok(*flow);
+    }
+    reserve(
+        world,
+        config,
+        flow,
+        &headers.source,
+        SnatAddressIndex(0),
+        backend,
+        headers.protocol,
+    )
+}
+
+/// Reserves a port on `wanted.addr` for the flow: the client's own if it lies in the range and is
+/// free, else the first free one of a few from a place that the flow's ends determine (so that a
+/// retransmission on another CPU tries the same ones).
+#[inline(always)]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "inlined: they are registers of one program"
+)]
+fn reserve<W: World>(
+    world: &W,
+    config: &Config,
+    flow: &Flow,
+    wanted: &Endpoint,
+    address: SnatAddressIndex,
+    backend: &Endpoint,
+    protocol: Protocol,
+) -> Result<Flow, Reason> {
+    let keeps_address = flow.state & FlowState::SNAT_PORT_ONLY != 0;
+    let first = u32::from(config.snat_port_first);
+    let count = u32::from(config.snat_port_last)
+        .wrapping_sub(first)
+        .wrapping_add(1);
+    if count == 0 || count > 0xffff {
+        return Err(Reason::SnatPortsExhausted);
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the upper half of the hash is meant"
+    )]
+    let hash = (config
+        .hash_keys
+        .hash(&flow.client.addr, flow.client.port, protocol)
+        >> 32) as u32
+        ^ u32::from(backend.port.0)
+        ^ backend.addr.v4_word();
+    let start = if !keeps_address && is_snat_port(config, wanted.port) {
+        u32::from(wanted.port.number()).wrapping_sub(first)
+    } else {
+        hash % count
+    };
+    let now = world.env().now();
+    let mut step = 0;
+    while step < TRIES {
+        // A prime stride, so that neighbours' probes do not follow each other.
+        let offset = start.wrapping_add(step.wrapping_mul(7_919)) % count;
+        step += 1;
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "first + offset <= snat_port_last"
+        )]
+        let port = Port::new(first.wrapping_add(offset) as u16);
+        let end = Endpoint {
+            addr: wanted.addr,
+            port,
+        };
+        // The client may talk to the backend from this port itself.
+        if keeps_address && world.flows().by_backend(&end, backend, protocol).is_some() {
+            continue;
+        }
+        match world
+            .flows()
+            .attach_snat(flow, &end, address, backend, protocol, now)
+        {
+            Ok(flow) => return Ok(flow),
+            Err(Refused::Taken) => {}
+            Err(Refused::Full | Refused::Busy) => return Err(Reason::FlowTableFull),
+        }
+    }
+    Err(Reason::SnatPortsExhausted)
+}

@@ -1,0 +1,123 @@
+//! A hook's work in pieces, of which an ordinary packet of a known flow needs the first only.
+//!
+//! The kernel gives a program 512 bytes of stack for a whole chain of calls, and its verifier walks
+//! what is called as often as it is reached, with all that is known of the values at that place. So
+//! the rare work is not called from the depth of the hot path: a stage returns what is to be done
+//! next, and leaves what it has found out in the [`Scratch`]. Each stage can be verified by itself.
+
+use super::Headers;
+use crate::addr::{BackendId, Endpoint, ServiceId};
+use crate::balance::Choice;
+use crate::verdict::Verdict;
+
+/// A piece of a hook's work.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Stage {
+    /// Ordinary packets of known flows, and packets that are not ours.
+    Ordinary,
+    /// Looks into fragments, IPv4 options, IPv6 extension headers and ICMP.
+    Rare,
+    /// What `Ordinary` does, for what `Rare` has found.
+    Parsed,
+    /// ICMP errors.
+    Icmp,
+    /// What a flow needs once: at ingress a backend is chosen, at egress an SNAT end.
+    Open,
+    /// Ingress: the flow to the chosen backend begins.
+    Begin,
+    /// Ingress: the packet is turned into the refusal of itself.
+    Refuse,
+}
+
+/// What a stage has found to be done next.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[must_use]
+#[repr(u32)]
+pub enum Next {
+    /// Done: [`Verdict::Continue`].
+    Continue = 0,
+    /// Done: [`Verdict::Drop`].
+    Drop = 1,
+    /// Done: [`Verdict::Answer`].
+    Answer = 2,
+    /// [`Stage::Rare`].
+    Rare = 3,
+    /// [`Stage::Parsed`].
+    Parsed = 4,
+    /// [`Stage::Icmp`].
+    Icmp = 5,
+    /// [`Stage::Open`].
+    Open = 6,
+    /// [`Stage::Begin`].
+    Begin = 7,
+    /// [`Stage::Refuse`].
+    Refuse = 8,
+}
+
+impl Next {
+    /// From its number; the numbers cross a function boundary in the kernel.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            1 => Self::Drop,
+            2 => Self::Answer,
+            3 => Self::Rare,
+            4 => Self::Parsed,
+            5 => Self::Icmp,
+            6 => Self::Open,
+            7 => Self::Begin,
+            8 => Self::Refuse,
+            _ => Self::Continue,
+        }
+    }
+}
+
+/// What one stage leaves to the next. Means nothing between packets.
+#[derive(Clone, Copy, Debug)]
+pub struct Scratch {
+    /// What is known of the packet.
+    pub headers: Headers,
+    /// The chosen backend.
+    pub choice: Choice,
+}
+
+impl Scratch {
+    /// Nothing is known yet.
+    pub const EMPTY: Self = Self {
+        headers: Headers::NONE,
+        choice: Choice {
+            backend: BackendId(0),
+            endpoint: Endpoint::NONE,
+            service: ServiceId(0),
+            masquerade: false,
+        },
+    };
+}
+
+/// Runs the stages a packet needs.
+#[inline(always)]
+pub fn in_stages(mut run: impl FnMut(Stage) -> Next) -> Verdict {
+    let mut next = run(Stage::Ordinary);
+    if matches!(next, Next::Rare) {
+        next = run(Stage::Rare);
+        if matches!(next, Next::Icmp) {
+            next = run(Stage::Icmp);
+        } else if matches!(next, Next::Parsed) {
+            next = run(Stage::Parsed);
+        }
+    }
+    if matches!(next, Next::Open) {
+        next = run(Stage::Open);
+        if matches!(next, Next::Begin) {
+            next = run(Stage::Begin);
+        } else if matches!(next, Next::Refuse) {
+            next = run(Stage::Refuse);
+        }
+    }
+    match next {
+        Next::Drop => Verdict::Drop,
+        Next::Answer => Verdict::Answer,
+        // A stage never asks for an earlier one.
+        _ => Verdict::Continue,
+    }
+}

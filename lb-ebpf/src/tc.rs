@@ -1,0 +1,197 @@
+//! The hooks of the packet path: TCX or clsact, ingress and egress of every device but loopback.
+//!
+//! Each hook exists twice: for devices with an Ethernet header and for those without (tunnels,
+//! WireGuard), because the header is part of a tc program's packet.
+
+use crate::env::Kernel;
+use crate::flows::KernelFlows;
+use crate::view::{ETHERNET, TcPacket};
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::btf_maps::PerCpuArray;
+use aya_ebpf::helpers::bpf_redirect;
+use aya_ebpf::macros::{btf_map, classifier};
+use aya_ebpf::programs::TcContext;
+use lb_common::flow::Flows;
+use lb_common::packet::{Next, Packet, Scratch, Stage, World, egress, in_stages, ingress};
+use lb_common::verdict::Verdict;
+
+/// What the stages of one packet leave to each other.
+#[btf_map(name = "lb_scratch")]
+static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// The packet path's world: maps and helpers.
+struct PacketPath {
+    kernel: Kernel,
+    flows: KernelFlows,
+}
+
+const WORLD: PacketPath = PacketPath {
+    kernel: Kernel,
+    flows: KernelFlows,
+};
+
+impl World for PacketPath {
+    type Tables = Kernel;
+    type Env = Kernel;
+
+    #[inline(always)]
+    fn tables(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    #[inline(always)]
+    fn env(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    #[inline(always)]
+    fn flows(&self) -> impl Flows {
+        self.flows
+    }
+
+    #[inline(always)]
+    fn with_scratch<R>(&self, work: impl FnOnce(&mut Scratch) -> R) -> Option<R> {
+        let scratch = SCRATCH.get_ptr_mut(0)?;
+        // SAFETY: the element is this CPU's own, programs of the packet path do not interrupt each
+        // other on a CPU, and no reference outlives `work`.
+        Some(work(unsafe { &mut *scratch }))
+    }
+}
+
+/// One stage of a hook as a function the verifier checks by itself, with a stack of its own.
+macro_rules! stage {
+    ($name:ident, $hook:ident, $stage:ident, $link:expr) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $name(skb: *mut __sk_buff) -> u32 {
+            let mut packet = TcPacket::<{ $link }>::new(skb);
+            $hook(Stage::$stage, &mut packet, &WORLD) as u32
+        }
+    };
+}
+
+stage!(lb_in, ingress, Ordinary, ETHERNET);
+stage!(lb_in_rare, ingress, Rare, ETHERNET);
+stage!(lb_in_parsed, ingress, Parsed, ETHERNET);
+stage!(lb_in_icmp, ingress, Icmp, ETHERNET);
+stage!(lb_in_open, ingress, Open, ETHERNET);
+stage!(lb_in_begin, ingress, Begin, ETHERNET);
+stage!(lb_in_refuse, ingress, Refuse, ETHERNET);
+stage!(lb_out, egress, Ordinary, ETHERNET);
+stage!(lb_out_rare, egress, Rare, ETHERNET);
+stage!(lb_out_parsed, egress, Parsed, ETHERNET);
+stage!(lb_out_icmp, egress, Icmp, ETHERNET);
+stage!(lb_out_open, egress, Open, ETHERNET);
+
+stage!(lb_in_l3, ingress, Ordinary, 0);
+stage!(lb_in_rare_l3, ingress, Rare, 0);
+stage!(lb_in_parsed_l3, ingress, Parsed, 0);
+stage!(lb_in_icmp_l3, ingress, Icmp, 0);
+stage!(lb_in_open_l3, ingress, Open, 0);
+stage!(lb_in_begin_l3, ingress, Begin, 0);
+stage!(lb_in_refuse_l3, ingress, Refuse, 0);
+stage!(lb_out_l3, egress, Ordinary, 0);
+stage!(lb_out_rare_l3, egress, Rare, 0);
+stage!(lb_out_parsed_l3, egress, Parsed, 0);
+stage!(lb_out_icmp_l3, egress, Icmp, 0);
+stage!(lb_out_open_l3, egress, Open, 0);
+
+/// What the verdict means to tc. "Continue" lets the next program and the stack decide (`TCX_NEXT`
+/// is the same number): "ok" would jump over other people's filters.
+#[inline(always)]
+fn act<const LINK: usize>(skb: *mut __sk_buff, verdict: Verdict) -> i32 {
+    match verdict {
+        Verdict::Continue => TC_ACT_UNSPEC,
+        Verdict::Drop => TC_ACT_SHOT as i32,
+        Verdict::Answer => send_back::<LINK>(skb),
+    }
+}
+
+/// Sends the packet out of the device it came from, to the neighbour it came from.
+#[inline(always)]
+fn send_back<const LINK: usize>(skb: *mut __sk_buff) -> i32 {
+    if LINK == ETHERNET && exchange_neighbours(skb).is_none() {
+        return TC_ACT_SHOT as i32;
+    }
+    let device = TcPacket::<LINK>::of(skb).device();
+    // SAFETY: the helper takes numbers only.
+    unsafe { bpf_redirect(device, 0) as i32 }
+}
+
+#[inline(always)]
+fn exchange_neighbours(skb: *mut __sk_buff) -> Option<()> {
+    // The link-layer header lies before what the core calls a packet.
+    let mut frame = TcPacket::<0>::of(skb);
+    let [a, b, c, d, e, f]: [u16; 6] = frame.load(0)?;
+    frame.store(0, &[d, e, f, a, b, c]).ok()
+}
+
+/// A device with Ethernet headers: what arrives.
+#[classifier]
+pub fn tc_ingress(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    let verdict = in_stages(|stage| {
+        Next::from_number(match stage {
+            Stage::Ordinary => lb_in(skb),
+            Stage::Rare => lb_in_rare(skb),
+            Stage::Parsed => lb_in_parsed(skb),
+            Stage::Icmp => lb_in_icmp(skb),
+            Stage::Open => lb_in_open(skb),
+            Stage::Begin => lb_in_begin(skb),
+            Stage::Refuse => lb_in_refuse(skb),
+        })
+    });
+    act::<ETHERNET>(skb, verdict)
+}
+
+/// A device with Ethernet headers: what leaves.
+#[classifier]
+pub fn tc_egress(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    let verdict = in_stages(|stage| {
+        Next::from_number(match stage {
+            Stage::Ordinary => lb_out(skb),
+            Stage::Rare => lb_out_rare(skb),
+            Stage::Parsed => lb_out_parsed(skb),
+            Stage::Icmp => lb_out_icmp(skb),
+            Stage::Open => lb_out_open(skb),
+            Stage::Begin | Stage::Refuse => 0,
+        })
+    });
+    act::<ETHERNET>(skb, verdict)
+}
+
+/// A device without link-layer header: what arrives.
+#[classifier]
+pub fn tc_ingress_l3(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    let verdict = in_stages(|stage| {
+        Next::from_number(match stage {
+            Stage::Ordinary => lb_in_l3(skb),
+            Stage::Rare => lb_in_rare_l3(skb),
+            Stage::Parsed => lb_in_parsed_l3(skb),
+            Stage::Icmp => lb_in_icmp_l3(skb),
+            Stage::Open => lb_in_open_l3(skb),
+            Stage::Begin => lb_in_begin_l3(skb),
+            Stage::Refuse => lb_in_refuse_l3(skb),
+        })
+    });
+    act::<0>(skb, verdict)
+}
+
+/// A device without link-layer header: what leaves.
+#[classifier]
+pub fn tc_egress_l3(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    let verdict = in_stages(|stage| {
+        Next::from_number(match stage {
+            Stage::Ordinary => lb_out_l3(skb),
+            Stage::Rare => lb_out_rare_l3(skb),
+            Stage::Parsed => lb_out_parsed_l3(skb),
+            Stage::Icmp => lb_out_icmp_l3(skb),
+            Stage::Open => lb_out_open_l3(skb),
+            Stage::Begin | Stage::Refuse => 0,
+        })
+    });
+    act::<0>(skb, verdict)
+}
