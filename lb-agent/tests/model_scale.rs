@@ -51,7 +51,10 @@ fn read<T: serde::de::DeserializeOwned>(object: Value) -> T {
 /// Resident memory of this process in bytes.
 fn resident() -> usize {
     let statm = std::fs::read_to_string("/proc/self/statm").expect("procfs");
-    let pages = statm.split_ascii_whitespace().nth(1).expect("a second field");
+    let pages = statm
+        .split_ascii_whitespace()
+        .nth(1)
+        .expect("a second field");
     pages.parse::<usize>().expect("a number") * 4096
 }
 

@@ -52,12 +52,13 @@ pub(super) fn run(case: &Value) -> Outcome {
 
 fn run_case(case: &Value) -> Result<Outcome, Outcome> {
     let mut case: Case = read("the case", case)?;
-    let title_says_local = case.steps.iter().any(|step| {
+    // The case says in words only that the external policy is Local.
+    let says_local = case.steps.iter().any(|step| {
         step.expect
             .as_deref()
             .is_some_and(|e| e.starts_with("a local endpoint"))
     });
-    if title_says_local {
+    if says_local {
         for service in &mut case.services {
             service["spec"]["externalTrafficPolicy"] = json!("Local");
         }

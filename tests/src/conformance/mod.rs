@@ -23,23 +23,121 @@ use std::path::Path;
 /// Runs one case.
 type Runner = fn(&Value) -> Outcome;
 
-/// The sections of a case file.
-const SECTIONS: [(&str, Runner); 14] = [
-    ("cases", traffic::run),
-    ("hookCases", traffic::run),
-    ("endpointSelectionCases", endpoints::selection),
-    ("serviceMapCases", services::run),
-    ("endpointMapCases", endpoints::map),
-    ("endpointSliceEventCases", endpoints::event),
-    ("localReadyCases", endpoints::local_ready),
-    ("triggerTimeCases", tracking::trigger_times),
-    ("conntrackCases", tracking::conntrack),
-    ("nodePortAddressCases", node::addresses),
-    ("loopbackCases", node::loopback),
-    ("healthServerCases", tracking::health_server),
-    ("affinityCases", affinity::run),
-    ("lifetimeCases", tracking::lifetime),
+/// One section of a case file.
+struct Section {
+    name: &'static str,
+    run: Runner,
+    /// The fields its cases may have besides [`DOCUMENTATION`].
+    fields: &'static [&'static str],
+}
+
+/// Fields of any case that are for people.
+const DOCUMENTATION: [&str; 7] = [
+    "id",
+    "title",
+    "origin",
+    "derivedFrom",
+    "notes",
+    "evidence",
+    "tracerSkip",
 ];
+
+const TRAFFIC: &[&str] = &[
+    "family",
+    "node",
+    "services",
+    "endpointSlices",
+    "flows",
+    "expectState",
+    "transitions",
+];
+
+/// The sections of a case file.
+const SECTIONS: [Section; 14] = [
+    section("cases", traffic::run, TRAFFIC),
+    section("hookCases", traffic::run, TRAFFIC),
+    section(
+        "endpointSelectionCases",
+        endpoints::selection,
+        &["nodeName", "nodeLabels", "service", "endpoints", "expect"],
+    ),
+    section(
+        "serviceMapCases",
+        services::run,
+        &["family", "service", "expect"],
+    ),
+    section(
+        "endpointMapCases",
+        endpoints::map,
+        &["family", "nodeName", "service", "endpointSlices", "expect"],
+    ),
+    section(
+        "endpointSliceEventCases",
+        endpoints::event,
+        &[
+            "family",
+            "nodeName",
+            "service",
+            "synced",
+            "event",
+            "expectChanged",
+            "expect",
+        ],
+    ),
+    section(
+        "localReadyCases",
+        endpoints::local_ready,
+        &["endpointsByServicePort", "expectLocalReady"],
+    ),
+    section(
+        "triggerTimeCases",
+        tracking::trigger_times,
+        &["trackerStart", "events", "expect"],
+    ),
+    section(
+        "conntrackCases",
+        tracking::conntrack,
+        &["services", "endpointSlices", "entries", "expectDeleted"],
+    ),
+    section(
+        "nodePortAddressCases",
+        node::addresses,
+        &["nodePortAddresses", "interfaceAddresses", "expect"],
+    ),
+    section(
+        "loopbackCases",
+        node::loopback,
+        &["nodePortAddresses", "expectContainsIPv4Loopback"],
+    ),
+    section(
+        "healthServerCases",
+        tracking::health_server,
+        &[
+            "kind",
+            "family",
+            "nodePortAddresses",
+            "healthTimeoutSeconds",
+            "steps",
+            "responseRules",
+            "metrics",
+        ],
+    ),
+    section(
+        "affinityCases",
+        affinity::run,
+        // `byBackend` names what other modes do; the steps are nftables mode's.
+        &["services", "readyEndpoints", "steps", "byBackend"],
+    ),
+    section(
+        "lifetimeCases",
+        tracking::lifetime,
+        &["frontends", "setup", "event", "expect", "origin2"],
+    ),
+];
+
+const fn section(name: &'static str, run: Runner, fields: &'static [&'static str]) -> Section {
+    Section { name, run, fields }
+}
 
 /// What a case file says about itself.
 const DESCRIPTION: [&str; 5] = ["title", "source", "howVerified", "schema", "notes"];
@@ -73,8 +171,8 @@ pub fn run_content(content: &Value, report: &mut Report) -> Result<()> {
         if DESCRIPTION.contains(&name.as_str()) {
             continue;
         }
-        let runner = SECTIONS.iter().find(|(section, _)| section == name);
-        let (Some((_, runner)), Some(cases)) = (runner, cases.as_array()) else {
+        let section = SECTIONS.iter().find(|section| section.name == name);
+        let (Some(section), Some(cases)) = (section, cases.as_array()) else {
             report.skip_section(name, cases);
             continue;
         };
@@ -82,17 +180,34 @@ pub fn run_content(content: &Value, report: &mut Report) -> Result<()> {
             let id = case["id"]
                 .as_str()
                 .map_or_else(|| format!("{name}[{index}]"), ToOwned::to_owned);
-            report.add(&id, guarded(*runner, case));
+            report.add(&id, section.run(case));
         }
     }
     Ok(())
 }
 
-/// A case may ask for something the runner's author did not think of: that case fails, the others
-/// still run.
-fn guarded(runner: Runner, case: &Value) -> Outcome {
-    std::panic::catch_unwind(|| runner(case))
-        .unwrap_or_else(|_| Outcome::Failed("the runner panicked on it, see above".to_owned()))
+impl Section {
+    fn run(&self, case: &Value) -> Outcome {
+        let Some(fields) = case.as_object() else {
+            return Outcome::Failed(format!("{case} is no case: an object is expected"));
+        };
+        // A field nobody reads may change what the case means.
+        let known = |field: &&str| DOCUMENTATION.contains(field) || self.fields.contains(field);
+        let mut unknown = fields
+            .keys()
+            .map(String::as_str)
+            .filter(|field| !known(field));
+        if let Some(field) = unknown.next() {
+            return Outcome::Skipped(format!(
+                "the field {field} of a case in {} is not known to this runner",
+                self.name
+            ));
+        }
+        // A case may ask for something this runner's author did not think of: that case fails, the
+        // others still run.
+        std::panic::catch_unwind(|| (self.run)(case))
+            .unwrap_or_else(|_| Outcome::Failed("the runner panicked on it, see above".to_owned()))
+    }
 }
 
 /// Reads a part of a case. What cannot be read or is not known fails or skips the case, with a
@@ -100,9 +215,9 @@ fn guarded(runner: Runner, case: &Value) -> Outcome {
 fn read<T: DeserializeOwned>(what: &str, value: &Value) -> Result<T, Outcome> {
     serde_json::from_value(value.clone()).map_err(|error| {
         let text = error.to_string();
-        if text.starts_with("unknown field") {
+        if text.starts_with("unknown field") || text.starts_with("unknown variant") {
             Outcome::Skipped(format!(
-                "{what} has a field this runner does not know: {text}"
+                "{what} has something this runner does not know: {text}"
             ))
         } else {
             Outcome::Failed(format!("{what} cannot be read: {text}"))

@@ -12,20 +12,8 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 struct Case {
-    #[serde(rename = "id")]
-    _id: Option<String>,
-    #[serde(default, rename = "title")]
-    _title: Value,
-    #[serde(default, rename = "origin")]
-    _origin: Value,
-    #[serde(default, rename = "derivedFrom")]
-    _derived_from: Value,
-    #[serde(default, rename = "notes")]
-    _notes: Value,
-    #[serde(default, rename = "tracerSkip")]
-    _tracer_skip: Value,
     family: String,
     node: Node,
     #[serde(default)]
