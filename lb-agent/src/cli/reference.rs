@@ -70,6 +70,9 @@ fn camel_case(field: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::refusal::{Feature, Reason as Refusal};
+    use crate::source::Problem;
+    use lb_common::verdict::Reason;
     use std::fs;
     use std::path::Path;
 
@@ -109,6 +112,57 @@ mod tests {
         ] {
             let wanted = (wanted.0.to_owned(), wanted.1.to_owned());
             assert!(keys.contains(&wanted), "{wanted:?} not in {keys:?}");
+        }
+    }
+
+    #[test]
+    fn operations_say_what_to_do_about_every_reason() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operations.md");
+        let page = fs::read_to_string(path).unwrap();
+        let another = crate::model::desired::ObjectName {
+            namespace: String::new(),
+            name: String::new(),
+        };
+        let refusals = [
+            Refusal::Unparsable,
+            Refusal::OtherFamily,
+            Refusal::PortOutOfRange,
+            Refusal::UnknownProtocol,
+            Refusal::Loopback,
+            Refusal::LinkLocal,
+            Refusal::Multicast,
+            Refusal::Unspecified,
+            Refusal::ClusterIpOfAnother(another.clone()),
+            Refusal::ServiceAddress(another.clone()),
+            Refusal::OutsideAllowedRanges,
+            Refusal::HeldByAnother(another),
+        ];
+        let problems = [
+            Problem::Refused,
+            Problem::Unparsable,
+            Problem::Unreadable,
+            Problem::Duplicate,
+            Problem::Ignored,
+            Problem::Forbidden,
+            Problem::Unreachable,
+            Problem::Failed,
+        ];
+        let features = [
+            Feature::Sctp,
+            Feature::SourceRanges,
+            Feature::HealthCheckNodePort,
+        ];
+        let names = Reason::ALL
+            .iter()
+            .map(|reason| reason.name())
+            .chain(refusals.iter().map(Refusal::name))
+            .chain(problems.iter().map(|problem| problem.name()))
+            .chain(features.iter().map(|feature| feature.name()));
+        for name in names {
+            assert!(
+                page.contains(&format!("\n| `{name}` |")),
+                "no row for {name}"
+            );
         }
     }
 }
