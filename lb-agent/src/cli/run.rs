@@ -3,13 +3,15 @@
 use crate::app::{self, Snapshot};
 use crate::cli::presence::{self, Presence};
 use crate::cli::troubles;
-use crate::cli::values::{LogFormat, SocketLoadBalancing};
+use crate::cli::values::{EndpointsApi, LogFormat, SocketLoadBalancing};
 use crate::config::{Settings, SourceSettings};
 use crate::datapath::{Reader, StartError};
 use crate::model::State;
 use crate::model::node::NodeFacts;
 use crate::serve::{Answers, NodeMetrics, PinnedTables, Served, serve_health, serve_metrics};
 use crate::source::directory::{DirectorySource, Ranges};
+use crate::source::kube::KubeSource;
+use crate::source::kube::client::Servers;
 use crate::source::{Change, Report};
 use anyhow::Context;
 use k8s_openapi::jiff::Timestamp;
@@ -72,7 +74,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let (changes, changes_seen) = mpsc::channel(CHANGES);
     let (reports, reports_seen) = mpsc::channel(CHANGES);
     tokio::spawn(troubles::follow(reports_seen, troubles_sender));
-    start_source(&settings, changes, reports, &shutdown)?;
+    start_source(&settings, changes, reports, &shutdown).await?;
     let state = State::new(settings.model_options(), NodeFacts::named(&settings.node));
     let options = settings.datapath_options();
     let mut agent = tokio::spawn(app::run(
@@ -186,7 +188,7 @@ async fn bind_metrics(
 }
 
 /// Starts the source that was chosen. It runs until `shutdown`.
-fn start_source(
+async fn start_source(
     settings: &Settings,
     changes: mpsc::Sender<Change>,
     reports: mpsc::Sender<Report>,
@@ -205,8 +207,14 @@ fn start_source(
             };
             tokio::spawn(source.run(changes, reports, shutdown.clone()));
         }
-        SourceSettings::Cluster(_) => {
-            anyhow::bail!("clusters are not yet a source")
+        SourceSettings::Cluster(cluster) => {
+            let kubeconfig = cluster.kubeconfig.as_deref();
+            let source = KubeSource {
+                servers: Servers::connect(kubeconfig, &cluster.apiservers).await?,
+                node: settings.node.clone(),
+                use_endpoints: cluster.endpoints == EndpointsApi::Endpoints,
+            };
+            tokio::spawn(source.run(changes, reports, shutdown.clone()));
         }
     }
     Ok(())
