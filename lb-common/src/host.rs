@@ -1,6 +1,7 @@
 //! The host's side of the traits: tables as plain memory, a clock that is set by hand.
 
 mod build;
+pub mod craft;
 mod packet;
 
 pub use packet::PacketWorld;

@@ -53,7 +53,11 @@ impl PacketWorld {
         in_stages(|stage| egress(stage, &mut packet, self))
     }
 
-    const fn packet<'a>(&'a self, bytes: &'a mut Vec<u8>, ifindex: u32) -> HostPacket<'a> {
+    pub(crate) const fn packet<'a>(
+        &'a self,
+        bytes: &'a mut Vec<u8>,
+        ifindex: u32,
+    ) -> HostPacket<'a> {
         HostPacket {
             bytes,
             ifindex,
@@ -83,7 +87,7 @@ impl World for PacketWorld {
     }
 }
 
-struct HostPacket<'a> {
+pub(crate) struct HostPacket<'a> {
     bytes: &'a mut Vec<u8>,
     ifindex: u32,
     world: &'a PacketWorld,

@@ -19,6 +19,8 @@ mod parse;
 mod reject;
 mod snat;
 mod stage;
+#[cfg(test)]
+mod tests;
 
 pub use egress::egress;
 pub use ingress::ingress;

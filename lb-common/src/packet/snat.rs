@@ -147,16 +147,18 @@ fn reserve<W: World>(
         >> 32) as u32
         ^ u32::from(backend.port.0)
         ^ backend.addr.v4_word();
-    let start = if !keeps_address && is_snat_port(config, wanted.port) {
-        u32::from(wanted.port.number()).wrapping_sub(first)
-    } else {
-        hash % count
-    };
+    // The client's own port is tried first where it can be kept.
+    let own = u32::from(wanted.port.number()).wrapping_sub(first);
+    let keeps_port = !keeps_address && is_snat_port(config, wanted.port);
     let now = world.env().now();
     let mut step = 0;
     while step < TRIES {
         // A prime stride, so that neighbours' probes do not follow each other.
-        let offset = start.wrapping_add(step.wrapping_mul(7_919)) % count;
+        let offset = if keeps_port && step == 0 {
+            own
+        } else {
+            hash.wrapping_add(step.wrapping_mul(7_919)) % count
+        };
         step += 1;
         #[expect(
             clippy::cast_possible_truncation,
