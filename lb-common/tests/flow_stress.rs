@@ -105,6 +105,10 @@ impl Buckets for WithoutLock {
         self.0.store(bucket, word, value);
     }
 
+    fn store_upper(&self, bucket: usize, word: usize, value: u32) {
+        self.0.store_upper(bucket, word, value);
+    }
+
     fn swap_if(&self, bucket: usize, word: usize, expected: u64, new: u64) -> bool {
         const HOME: usize = 1;
         word == HOME || self.0.swap_if(bucket, word, expected, new)

@@ -45,6 +45,12 @@ impl Buckets for HostBuckets {
         self.words[bucket][word].store(value, Ordering::Release);
     }
 
+    fn store_upper(&self, bucket: Self::Bucket, word: usize, value: u32) {
+        let with = |old: u64| Some(old & u64::from(u32::MAX) | (u64::from(value) << 32));
+        // `with` always gives a value, so this cannot fail.
+        let _ = self.words[bucket][word].fetch_update(Ordering::AcqRel, Ordering::Acquire, with);
+    }
+
     fn swap_if(&self, bucket: Self::Bucket, word: usize, expected: u64, new: u64) -> bool {
         self.words[bucket][word]
             .compare_exchange(expected, new, Ordering::SeqCst, Ordering::SeqCst)

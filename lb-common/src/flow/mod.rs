@@ -125,7 +125,8 @@ pub enum Refused {
 }
 
 /// The flow table. Lookups return copies that were consistent when made; every change names the
-/// handle it was decided on and does nothing if the record has changed hands since.
+/// handle it was decided on and does nothing if the record has changed hands since (but for the time of
+/// a note, which is then the newcomer's as well).
 pub trait Flows {
     /// The flow of a request as it arrives: `client` → `frontend`. Lookups also return flows whose
     /// time is over but whose place nobody needed yet: see [`Lifetime::is_expired`].

@@ -6,8 +6,8 @@
 //! a lookup reads one cache line, seldom a second.
 //!
 //! 1. A record's words change only while its bucket is BUSY; only who made it BUSY by
-//!    compare-and-swap writes them, and that swap raised the version. Two exceptions, both swaps that
-//!    carry the version: state and time (word 0), and the SNAT end, once (word 7).
+//!    compare-and-swap writes them, and that swap raised the version. The state (word 0) and, once, the
+//!    SNAT end (word 7) are changed by swaps that carry the version; the time (word 0) by a plain store.
 //! 2. A record is inserted only under its home's lock, after a second look: it is never there twice.
 //! 3. A record outside its home is named by a bit of its home, written before the lock is released.
 //!    Bits are dropped only under the lock: only its holder can make one needed.
@@ -31,6 +31,8 @@ pub trait Buckets {
     fn load(&self, bucket: Self::Bucket, word: usize) -> u64;
     /// One untorn store, in program order.
     fn store(&self, bucket: Self::Bucket, word: usize, value: u64);
+    /// One untorn store of the upper half of a word, which leaves the lower half alone.
+    fn store_upper(&self, bucket: Self::Bucket, word: usize, value: u32);
     /// Stores `new` if the word is `expected`, with a full barrier; true if it did.
     fn swap_if(&self, bucket: Self::Bucket, word: usize, expected: u64, new: u64) -> bool;
 }
@@ -272,12 +274,20 @@ impl<B: Buckets, T: Tables> Flows for FlowTable<'_, B, T> {
     fn note(&self, flow: &Flow, state: u16, now: Tick) {
         /// How often a packet of the same flow on another CPU may be quicker.
         const TRIES: u32 = 4;
-        if flow.seen == now && flow.state & state == state {
+        let is_new_state = flow.state & state != state;
+        if !is_new_state && flow.seen == now {
             return;
         }
         let Some(bucket) = self.buckets.bucket(flow.handle.bucket) else {
             return;
         };
+        if !is_new_state {
+            // A locked instruction would wait for the record's cache line and hold up whatever
+            // comes behind it. A plain store needs no proof: should the record change hands this
+            // very moment, then its new owner was seen now as well.
+            self.buckets.store_upper(bucket, CONTROL, now.0);
+            return;
+        }
         let mut tries = 0;
         while tries < TRIES {
             tries += 1;

@@ -51,6 +51,16 @@ impl Buckets for MapBuckets {
     }
 
     #[inline(always)]
+    fn store_upper(&self, bucket: *mut u64, word: usize, value: u32) {
+        // SAFETY: as in `load`.
+        let word = unsafe { bucket.add(word) }.cast::<u32>();
+        // SAFETY: the upper half of that word; the object is built for little-endian machines (bpfel).
+        let upper = unsafe { word.add(1) };
+        // SAFETY: as in `load`.
+        unsafe { upper.write_volatile(value) }
+    }
+
+    #[inline(always)]
     fn swap_if(&self, bucket: *mut u64, word: usize, expected: u64, new: u64) -> bool {
         // SAFETY: as in `load`.
         let word = unsafe { bucket.add(word) };
