@@ -19,6 +19,7 @@ pub mod flow;
 pub mod hash;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
+pub mod measure;
 pub mod packet;
 pub mod socket;
 pub mod table;

@@ -91,14 +91,23 @@ impl KernelObject {
 
     /// Creates the maps of the object at `path`.
     pub fn load_from(path: &Path, features: u32) -> Result<Self> {
+        Self::load_sized(path, features, &[])
+    }
+
+    /// Creates the maps of the object at `path`, some of them with another number of elements.
+    pub fn load_sized(path: &Path, features: u32, sizes: &[(&str, u32)]) -> Result<Self> {
         let bytes = std::fs::read(path).with_context(|| {
             format!(
                 "cannot read {}: `cargo xtask build` makes it",
                 path.display()
             )
         })?;
-        let ebpf = EbpfLoader::new()
-            .override_global(feature::GLOBAL, &features, true)
+        let mut loader = EbpfLoader::new();
+        loader.override_global(feature::GLOBAL, &features, true);
+        for (name, entries) in sizes {
+            loader.map_max_entries(name, *entries);
+        }
+        let ebpf = loader
             .load(&bytes)
             .context("cannot create the maps of the eBPF object")?;
         Ok(Self { ebpf })

@@ -1,0 +1,115 @@
+//! Figures and the goals they are held against.
+
+use serde::Serialize;
+use std::fmt::Write as _;
+
+/// What a case cost in every round, ns a packet, smallest first.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Figure {
+    /// The case.
+    pub(crate) name: String,
+    /// The quickest round.
+    pub(crate) minimum: f64,
+    /// The first quartile of the rounds.
+    pub(crate) lower_quartile: f64,
+    /// The quickest round, without the generator's own cost.
+    pub(crate) net: f64,
+}
+
+impl Figure {
+    /// From the rounds' figures and the generator's own cost.
+    pub(crate) fn new(name: &str, mut rounds: Vec<f64>, generator: f64) -> Self {
+        rounds.sort_by(f64::total_cmp);
+        let minimum = rounds.first().copied().unwrap_or(f64::NAN);
+        let lower_quartile = rounds.get(rounds.len() / 4).copied().unwrap_or(f64::NAN);
+        Self {
+            name: name.to_owned(),
+            minimum,
+            lower_quartile,
+            net: minimum - generator,
+        }
+    }
+}
+
+/// A figure held against its goal.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Goal {
+    /// What is wanted.
+    pub(crate) name: String,
+    /// What was measured.
+    pub(crate) value: f64,
+    /// The most it may be.
+    pub(crate) limit: f64,
+    /// `ns` or `×`.
+    pub(crate) unit: &'static str,
+    /// `value` is at most `limit`.
+    pub(crate) reached: bool,
+}
+
+impl Goal {
+    /// A value and its limit.
+    pub(crate) fn new(name: &str, value: f64, limit: f64, unit: &'static str) -> Self {
+        Self {
+            name: name.to_owned(),
+            value,
+            limit,
+            unit,
+            reached: value <= limit,
+        }
+    }
+}
+
+/// Everything a run has found.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Report {
+    /// Kernel release.
+    pub(crate) kernel: String,
+    /// The generator alone; `net` figures are without it.
+    pub(crate) generator: f64,
+    /// All cases.
+    pub(crate) figures: Vec<Figure>,
+    /// All goals.
+    pub(crate) goals: Vec<Goal>,
+}
+
+impl Report {
+    /// The figure of a case.
+    pub(crate) fn net(&self, name: &str) -> f64 {
+        self.figures
+            .iter()
+            .find(|figure| figure.name == name)
+            .map_or(f64::NAN, |figure| figure.net)
+    }
+
+    /// For people.
+    pub(crate) fn table(&self) -> String {
+        let mut text = format!(
+            "kernel {}; ns a packet: quickest round, first quartile, quickest without the \
+             generator ({:.1})\n\n",
+            self.kernel, self.generator
+        );
+        for Figure {
+            name,
+            minimum,
+            lower_quartile,
+            net,
+        } in &self.figures
+        {
+            // Writing to a string does not fail.
+            let _ = writeln!(
+                text,
+                "{name:44} {minimum:8.1} {lower_quartile:8.1} {net:8.1}"
+            );
+        }
+        text.push('\n');
+        for goal in &self.goals {
+            let verdict = if goal.reached { "reached" } else { "MISSED" };
+            let (name, value, limit, unit) = (&goal.name, goal.value, goal.limit, goal.unit);
+            let _ = writeln!(
+                text,
+                "{name:60} {value:7.2} {unit} of at most {limit:6.2}: {verdict}"
+            );
+        }
+        text
+    }
+}
