@@ -31,7 +31,11 @@ enum Command {
     /// Sets up, builds and runs: a demo, or against a cluster or a directory of manifests.
     Run(RunArgs),
     /// Builds the eBPF objects and target/release/lb-agent.
-    Build,
+    Build {
+        /// Only the eBPF objects.
+        #[arg(long)]
+        ebpf: bool,
+    },
     /// Everything that proves the project, from a clean checkout.
     Test(TestArgs),
     /// Runs case files on the core and the model on this host.
@@ -109,8 +113,12 @@ fn main() -> ExitCode {
 fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
         Command::Run(args) => run::run(&args),
-        Command::Build => {
-            build::everything()?;
+        Command::Build { ebpf } => {
+            if ebpf {
+                build::objects()?;
+            } else {
+                build::everything()?;
+            }
             Ok(ExitCode::SUCCESS)
         }
         Command::Test(args) => test::run(&args),

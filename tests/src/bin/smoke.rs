@@ -1,0 +1,71 @@
+//! The smallest proof that the agent works on the running kernel: every program it wants loads and
+//! attaches, and one connection of each kind gets through each path. `cargo xtask vm` runs it on
+//! other kernels; arguments are passed to the agent.
+
+use anyhow::{Context, Result, ensure};
+use lb_lab::{Agent, PodNetwork};
+use lb_tests::stage::{ServiceSpec, Stage};
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+const NODE_PORT: u16 = 30_080;
+
+fn main() -> ExitCode {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let kernel = kernel.trim();
+    let flags: Vec<String> = std::env::args().skip(1).collect();
+    for mode in ["all", "off"] {
+        let flags = format!("--socket-load-balancing {mode} {}", flags.join(" "));
+        match one_mode(&flags) {
+            Ok(()) => println!("{kernel}: works with {flags}"),
+            Err(error) => {
+                println!("{kernel}: does not work with {flags}: {error:#}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn one_mode(flags: &str) -> Result<()> {
+    let mut stage = Stage::new(PodNetwork::Routed)?;
+    let near = ServiceSpec::new("near", 10, &["a"]).node_port(NODE_PORT);
+    let far = ServiceSpec::new("far", 11, &["c"]).node_port(NODE_PORT + 1);
+    stage.apply(&near)?;
+    stage.apply(&far)?;
+    stage.start_agents(flags)?;
+    print!("{}", Agent::tool(&stage.lab, stage.lab.node(0), "status")?);
+    for (service, pod, port) in [(near, "a", NODE_PORT), (far, "c", NODE_PORT + 1)] {
+        for server in service.cluster_ips() {
+            ask(stage.pod("b").place(), server, pod)
+                .with_context(|| format!("from a pod to the ClusterIP {server}"))?;
+        }
+        for server in stage.node_port(0, port) {
+            ask(stage.client.place(), server, pod)
+                .with_context(|| format!("from outside to the node port {server}"))?;
+        }
+    }
+    ensure!(
+        stage.checksum_errors()? == 0,
+        "a stack counted wrong checksums"
+    );
+    Ok(())
+}
+
+/// Asks over TCP and both kinds of UDP; `pod` must answer.
+fn ask(client: &lb_lab::Place, server: SocketAddr, pod: &str) -> Result<()> {
+    let answers = [
+        ("TCP", client.ask_tcp(server)),
+        ("connected UDP", client.ask_udp(server, 100)),
+        ("unconnected UDP", client.ask_udp_unconnected(server, 100)),
+    ];
+    for (kind, answer) in answers {
+        let answer = answer.context(kind)?;
+        ensure!(
+            answer.name == pod,
+            "{kind}: {} answered, not {pod}",
+            answer.name
+        );
+    }
+    Ok(())
+}
