@@ -45,7 +45,7 @@ impl Flavour {
     pub(crate) fn variable(self) -> &'static str {
         match self {
             Self::Default => "LB_EBPF_OBJECT",
-            Self::Legacy => "LB_EBPF_LEGACY_OBJECT",
+            Self::Legacy => "LB_EBPF_OBJECT_LEGACY",
         }
     }
 
