@@ -1,11 +1,12 @@
 use super::*;
+use k8s_openapi::api::core::v1::ServiceSpec;
 use serde_json::json;
 
 fn allocator() -> Allocator {
     Allocator::new(Ranges::default(), BTreeMap::new())
 }
 
-fn service(name: &str, spec: serde_json::Value) -> Service {
+fn service(name: &str, spec: &serde_json::Value) -> Service {
     let object = json!({"metadata": {"name": name, "namespace": "default"}, "spec": spec});
     let mut service = serde_json::from_value(object).unwrap();
     super::super::defaults::apply(&mut service);
@@ -15,7 +16,7 @@ fn service(name: &str, spec: serde_json::Value) -> Service {
 fn node_port(name: &str, number: Option<u16>) -> Service {
     service(
         name,
-        json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": number}]}),
+        &json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": number}]}),
     )
 }
 
@@ -36,7 +37,7 @@ fn cluster_ips_come_from_the_ranges_by_policy() {
     let mut allocator = allocator();
     let single = assign(
         &mut allocator,
-        service("a", json!({"ports": [{"port": 80}]})),
+        service("a", &json!({"ports": [{"port": 80}]})),
     )
     .unwrap();
     let address: IpAddr = single.cluster_ip.unwrap().parse().unwrap();
@@ -45,7 +46,7 @@ fn cluster_ips_come_from_the_ranges_by_policy() {
     assert_eq!(single.ip_family_policy.as_deref(), Some("SingleStack"));
 
     let dual = json!({"ipFamilyPolicy": "PreferDualStack", "ports": [{"port": 80}]});
-    let dual = assign(&mut allocator, service("b", dual)).unwrap();
+    let dual = assign(&mut allocator, service("b", &dual)).unwrap();
     assert_eq!(
         dual.ip_families,
         Some(vec!["IPv4".to_owned(), "IPv6".to_owned()])
@@ -53,11 +54,11 @@ fn cluster_ips_come_from_the_ranges_by_policy() {
     assert_eq!(dual.cluster_ips.unwrap().len(), 2);
 
     let six = json!({"ipFamilies": ["IPv6"], "ports": [{"port": 80}]});
-    let six = assign(&mut allocator, service("c", six)).unwrap();
+    let six = assign(&mut allocator, service("c", &six)).unwrap();
     assert!(six.cluster_ip.unwrap().starts_with("fd00:10:96:"));
 
     let headless = json!({"clusterIP": "None", "ports": [{"port": 80}]});
-    let headless = assign(&mut allocator, service("d", headless)).unwrap();
+    let headless = assign(&mut allocator, service("d", &headless)).unwrap();
     assert_eq!(headless.cluster_ip.as_deref(), Some("None"));
 }
 
@@ -65,10 +66,10 @@ fn cluster_ips_come_from_the_ranges_by_policy() {
 fn a_cluster_ip_that_a_manifest_names_is_taken_as_it_is() {
     let mut allocator = allocator();
     let spec = json!({"clusterIP": "192.0.2.7", "ports": [{"port": 80}]});
-    let spec = assign(&mut allocator, service("a", spec)).unwrap();
+    let spec = assign(&mut allocator, service("a", &spec)).unwrap();
     assert_eq!(spec.cluster_ips, Some(vec!["192.0.2.7".to_owned()]));
     let again = json!({"clusterIP": "192.0.2.7", "ports": [{"port": 81}]});
-    let said = assign(&mut allocator, service("b", again)).unwrap_err();
+    let said = assign(&mut allocator, service("b", &again)).unwrap_err();
     assert_eq!(
         said,
         "The Service \"b\" is invalid: spec.clusterIPs: Invalid value: [\"192.0.2.7\"]: \
@@ -84,13 +85,13 @@ fn dual_stack_needs_two_ranges() {
     };
     let mut allocator = Allocator::new(ranges, BTreeMap::new());
     let spec = json!({"ipFamilyPolicy": "RequireDualStack", "ports": [{"port": 80}]});
-    let said = assign(&mut allocator, service("a", spec)).unwrap_err();
+    let said = assign(&mut allocator, service("a", &spec)).unwrap_err();
     assert!(
         said.ends_with("this cluster is not configured for dual-stack services"),
         "{said}"
     );
     let spec = json!({"ipFamilies": ["IPv6"], "ports": [{"port": 80}]});
-    let said = assign(&mut allocator, service("a", spec)).unwrap_err();
+    let said = assign(&mut allocator, service("a", &spec)).unwrap_err();
     assert!(
         said.ends_with("\"IPv6\": not configured on this cluster"),
         "{said}"
@@ -139,7 +140,7 @@ fn what_was_given_stays_over_restarts_and_edits() {
     let mut second = Allocator::new(Ranges::default(), first.held().clone());
     let changed = service(
         "b",
-        json!({"type": "NodePort", "ports": [{"port": 80, "name": "web"}, {"port": 81, "name": "c"}]}),
+        &json!({"type": "NodePort", "ports": [{"port": 80, "name": "web"}, {"port": 81, "name": "c"}]}),
     );
     let again = assign(&mut second, changed).unwrap();
     assert_eq!(
@@ -156,7 +157,7 @@ fn what_was_given_stays_over_restarts_and_edits() {
 fn tcp_and_udp_on_one_port_share_the_node_port() {
     let spec = json!({"type": "NodePort", "ports": [
         {"name": "t", "port": 53}, {"name": "u", "port": 53, "protocol": "UDP"}]});
-    let spec = assign(&mut allocator(), service("dns", spec)).unwrap();
+    let spec = assign(&mut allocator(), service("dns", &spec)).unwrap();
     let ports = spec.ports.unwrap();
     assert_eq!(ports[0].node_port, ports[1].node_port);
 }
@@ -183,10 +184,10 @@ fn every_value_of_a_small_range_is_found_and_a_full_range_is_said() {
 fn a_local_load_balancer_gets_a_health_port() {
     let spec = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local",
         "ports": [{"port": 80}]});
-    let spec = assign(&mut allocator(), service("lb", spec)).unwrap();
+    let spec = assign(&mut allocator(), service("lb", &spec)).unwrap();
     assert!(spec.health_check_node_port.is_some());
     let spec = json!({"type": "LoadBalancer", "allocateLoadBalancerNodePorts": false,
         "ports": [{"port": 80}]});
-    let spec = assign(&mut allocator(), service("lb", spec)).unwrap();
+    let spec = assign(&mut allocator(), service("lb", &spec)).unwrap();
     assert_eq!(spec.ports.unwrap()[0].node_port, None);
 }

@@ -150,7 +150,7 @@ impl Claims {
         };
         match parse(path, bytes) {
             Ok(parsed) if file.looks_half_written(&parsed, bytes) => {
-                let lines = bytes.iter().filter(|byte| **byte == b'\n').count();
+                let lines = bytes.split(|byte| *byte == b'\n').count();
                 let sentence = format!("line {lines}: the file looks half-written{stays}");
                 file.problems
                     .push(whole_file(Problem::Unparsable, path, sentence));

@@ -8,34 +8,34 @@ use super::object::{ObjectKey, ObjectKind};
 use super::select::{PodFacts, matches, selector, slices};
 use crate::model::desired::ObjectName;
 use crate::source::endpoints::{SERVICE_NAME_LABEL, slices_of};
-use crate::source::{Kind, Problem, SourceRefusal};
+use crate::source::{Kind, SourceRefusal};
 use k8s_openapi::api::core::v1::{Endpoints, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::de::DeserializeOwned;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// An object of the change stream.
 pub type OutputKey = (Kind, ObjectName);
 
 /// Objects by label: (namespace, label, value).
-type LabelIndex = BTreeMap<(String, String, String), BTreeSet<ObjectName>>;
+pub(super) type LabelIndex = BTreeMap<(String, String, String), BTreeSet<ObjectName>>;
 
 /// The derived objects and what is needed to derive them again.
 #[derive(Debug)]
 pub struct Derived {
     node: String,
-    allocator: Allocator,
-    outputs: BTreeMap<OutputKey, Json>,
+    pub(super) allocator: Allocator,
+    pub(super) outputs: BTreeMap<OutputKey, Json>,
     pods: BTreeMap<ObjectName, PodFacts>,
     pods_by_label: LabelIndex,
-    services_by_label: LabelIndex,
+    pub(super) services_by_label: LabelIndex,
     slice_owner: BTreeMap<ObjectName, ObjectName>,
     slices_of_service: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
     generated: BTreeMap<(Origin, ObjectName), BTreeSet<ObjectName>>,
     zones: BTreeMap<String, String>,
-    problems: BTreeMap<ObjectKey, Vec<SourceRefusal>>,
+    pub(super) problems: BTreeMap<ObjectKey, Vec<SourceRefusal>>,
     /// Services that others keep from their values, tried again whenever a Service changes.
-    waiting: BTreeSet<ObjectName>,
+    pub(super) waiting: BTreeSet<ObjectName>,
 }
 
 /// What a made-up slice was made from.
@@ -52,7 +52,7 @@ pub struct Outcome {
     pub changed: BTreeSet<OutputKey>,
     /// Troubles of objects before and after.
     pub problems: Vec<(Vec<SourceRefusal>, Vec<SourceRefusal>)>,
-    selectors: BTreeSet<ObjectName>,
+    pub(super) selectors: BTreeSet<ObjectName>,
     endpoints: BTreeSet<ObjectName>,
 }
 
@@ -142,7 +142,7 @@ impl Derived {
         outcome
     }
 
-    fn output(&mut self, key: OutputKey, json: Option<Json>, outcome: &mut Outcome) {
+    pub(super) fn output(&mut self, key: OutputKey, json: Option<Json>, outcome: &mut Outcome) {
         let same = self.outputs.get(&key) == json.as_ref();
         match json {
             Some(json) => drop(self.outputs.insert(key.clone(), json)),
@@ -217,107 +217,6 @@ impl Derived {
         self.output((Kind::EndpointSlice, name.clone()), json, outcome);
     }
 
-    fn services(
-        &mut self,
-        touched: BTreeSet<ObjectName>,
-        claims: &Claims,
-        before: &mut BTreeMap<ObjectKey, Vec<SourceRefusal>>,
-        outcome: &mut Outcome,
-    ) {
-        let load = |name: &ObjectName| {
-            let key = ObjectKey {
-                kind: ObjectKind::Service,
-                name: name.clone(),
-            };
-            claims
-                .winner(&key)
-                .and_then(|(_, json)| read::<Service>(json))
-        };
-        let mut ranked = Vec::new();
-        for name in touched.into_iter().chain(std::mem::take(&mut self.waiting)) {
-            match load(&name) {
-                Some(service) => {
-                    self.allocator.unname(&service);
-                    ranked.push((name, service));
-                }
-                None => {
-                    self.allocator.release(&name);
-                    self.accepted(&name, None, outcome);
-                }
-            }
-        }
-        let allocator = &self.allocator;
-        let path = |name: &ObjectName| {
-            let key = ObjectKey {
-                kind: ObjectKind::Service,
-                name: name.clone(),
-            };
-            claims.winner(&key).map(|(path, _)| path)
-        };
-        ranked.sort_by_cached_key(|(name, service)| {
-            (allocator.rank(service), path(name), name.clone())
-        });
-        ranked.dedup_by(|a, b| a.0 == b.0);
-        let mut queue = VecDeque::from(ranked);
-        while let Some((name, mut service)) = queue.pop_front() {
-            let key = ObjectKey {
-                kind: ObjectKind::Service,
-                name: name.clone(),
-            };
-            if !before.contains_key(&key) {
-                before.insert(key.clone(), self.problems.remove(&key).unwrap_or_default());
-                self.problems.insert(key.clone(), claims.losers(&key));
-            }
-            match self.allocator.assign(&mut service) {
-                Ok(evicted) => {
-                    queue.extend(evicted.into_iter().filter_map(|name| {
-                        let service = load(&name)?;
-                        Some((name, service))
-                    }));
-                    self.accepted(&name, Some(service), outcome);
-                }
-                Err(errors) => {
-                    let file = claims.winner(&key).map(|(path, _)| path.to_path_buf());
-                    let mut sentence = errors.sentence(&name.name).unwrap_or_default();
-                    if self.outputs.contains_key(&(Kind::Service, name.clone())) {
-                        sentence.push_str("; the last accepted version stays");
-                    }
-                    let (problem, object) = (Problem::Refused, key.to_string());
-                    let refusal = SourceRefusal {
-                        problem,
-                        object,
-                        file,
-                        sentence,
-                    };
-                    self.problems.entry(key).or_default().push(refusal);
-                    self.waiting.insert(name);
-                }
-            }
-        }
-    }
-
-    /// A Service is completed (or gone): its output, its place in the index, its slices.
-    fn accepted(&mut self, name: &ObjectName, service: Option<Service>, outcome: &mut Outcome) {
-        let output = (Kind::Service, name.clone());
-        let before = self
-            .outputs
-            .get(&output)
-            .and_then(|json| read::<Service>(json));
-        for (service, add) in [(&before, false), (&service, true)] {
-            if let Some((label, value)) = service
-                .as_ref()
-                .and_then(selector)
-                .and_then(BTreeMap::first_key_value)
-            {
-                let key = (name.namespace.clone(), label.clone(), value.clone());
-                index(&mut self.services_by_label, key, name, add);
-            }
-        }
-        let json = service.and_then(|service| serde_json::to_vec(&service).ok());
-        self.output(output, json.map(Json::from), outcome);
-        outcome.selectors.insert(name.clone());
-    }
-
     /// Makes the slices of a Service's selector.
     fn select(&mut self, name: &ObjectName, outcome: &mut Outcome) {
         let output = self.outputs.get(&(Kind::Service, name.clone()));
@@ -340,7 +239,7 @@ impl Derived {
                 .flatten()
                 .filter_map(|pod| self.pods.get(pod))
                 .filter(|pod| matches(selector, &pod.labels));
-            slices(&service, pods, &self.zones)
+            slices(&service, &pods, &self.zones)
         });
         self.generate(Origin::Selector, name, made, outcome);
         outcome.endpoints.insert(name.clone());
@@ -398,7 +297,13 @@ pub fn read<T: DeserializeOwned>(json: &[u8]) -> Option<T> {
     serde_json::from_slice(json).ok()
 }
 
-fn index(index: &mut LabelIndex, key: (String, String, String), name: &ObjectName, add: bool) {
+/// Adds an object to an index by label, or removes it.
+pub(super) fn index(
+    index: &mut LabelIndex,
+    key: (String, String, String),
+    name: &ObjectName,
+    add: bool,
+) {
     if add {
         index.entry(key).or_default().insert(name.clone());
     } else if let Some(names) = index.get_mut(&key) {

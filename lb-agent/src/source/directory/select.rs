@@ -107,7 +107,7 @@ pub fn matches(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, St
 /// The slices of a completed Service over the Pods its selector matches.
 pub fn slices<'a>(
     service: &Service,
-    pods: impl Iterator<Item = &'a PodFacts> + Clone,
+    pods: &(impl Iterator<Item = &'a PodFacts> + Clone),
     zones: &BTreeMap<String, String>,
 ) -> Vec<EndpointSlice> {
     let families: BTreeSet<Family> = service
@@ -286,7 +286,7 @@ mod tests {
     }
 
     fn conditions(service: &Service, pod: &PodFacts) -> Option<(bool, bool, bool)> {
-        let slices = slices(service, std::iter::once(pod), &BTreeMap::new());
+        let slices = slices(service, &std::iter::once(pod), &BTreeMap::new());
         let conditions = slices.first()?.endpoints.as_ref()?[0].conditions.clone()?;
         Some((
             conditions.ready?,
@@ -323,7 +323,7 @@ mod tests {
             pod("b", &json!({"/spec/containers": other})),
             pod("c", &json!({"/spec/containers": without})),
         ];
-        let slices = slices(&web(), pods.iter(), &BTreeMap::new());
+        let slices = slices(&web(), &pods.iter(), &BTreeMap::new());
         let ports: Vec<_> = slices
             .iter()
             .map(|slice| slice.ports.as_ref().unwrap()[0].port.unwrap())
@@ -337,7 +337,7 @@ mod tests {
             "selector": {"app": "web"}, "ports": [{"port": 80}]});
         let slices = slices(
             &service(&spec),
-            std::iter::once(&pod("a", &json!({}))),
+            &std::iter::once(&pod("a", &json!({}))),
             &BTreeMap::new(),
         );
         let addresses: Vec<_> = slices
@@ -351,7 +351,7 @@ mod tests {
     #[test]
     fn more_than_a_hundred_pods_take_several_slices() {
         let pods: Vec<_> = (0..101).map(|n| pod(&n.to_string(), &json!({}))).collect();
-        assert_eq!(slices(&web(), pods.iter(), &BTreeMap::new()).len(), 2);
+        assert_eq!(slices(&web(), &pods.iter(), &BTreeMap::new()).len(), 2);
     }
 
     #[test]
@@ -359,7 +359,7 @@ mod tests {
         let mut near = web();
         near.spec.as_mut().unwrap().traffic_distribution = Some("PreferSameNode".to_owned());
         let zones = BTreeMap::from([("n1".to_owned(), "z".to_owned())]);
-        let slices = slices(&near, std::iter::once(&pod("a", &json!({}))), &zones);
+        let slices = slices(&near, &std::iter::once(&pod("a", &json!({}))), &zones);
         let endpoint = &slices[0].endpoints.as_ref().unwrap()[0];
         let hints = endpoint.hints.as_ref().unwrap();
         assert_eq!(hints.for_nodes.as_ref().unwrap()[0].name, "n1");

@@ -173,3 +173,7 @@ fn client(config: &Config) -> Result<Client, kube::Error> {
         .service(http);
     Ok(Client::new(service, config.default_namespace.clone()))
 }
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

@@ -179,4 +179,6 @@ impl Watched for OwnNode {
 }
 
 #[cfg(test)]
+mod test_server;
+#[cfg(test)]
 mod tests;

@@ -1,69 +1,13 @@
+use super::test_server::{Answer, mock, serve};
 use super::*;
 use crate::source::Problem;
 use ::kube::Client;
-use ::kube::client::Body;
-use http::{Request, Response, StatusCode};
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::time::Instant;
-use tower_test::mock::{Handle, SendResponse};
 
 /// Simulated time: the clock stands still while anything can run.
 const PATIENCE: Duration = Duration::from_secs(600);
-
-type Requests = Handle<Request<Body>, Response<Body>>;
-
-/// An API server that answers as a test tells it, by path and query.
-enum Answer {
-    /// Watch events, one a line, after which the connection ends.
-    Events(Vec<Value>),
-    /// One object.
-    Object(Value),
-    /// An error status.
-    Status(u16, &'static str),
-    /// No connection.
-    Refuse,
-    /// Nothing, for ever.
-    Hang,
-}
-
-fn serve(mut requests: Requests, mut answer: impl FnMut(&str) -> Answer + Send + 'static) {
-    tokio::spawn(async move {
-        let mut hanging: Vec<SendResponse<Response<Body>>> = Vec::new();
-        while let Some((request, send)) = requests.next_request().await {
-            let query = request.uri().path_and_query().unwrap().as_str();
-            match answer(
-                &query
-                    .replace("%21", "!")
-                    .replace("%2F", "/")
-                    .replace("%3D", "="),
-            ) {
-                Answer::Events(events) => {
-                    let lines: Vec<String> =
-                        events.iter().map(|event| format!("{event}\n")).collect();
-                    send.send_response(Response::new(Body::from(lines.concat().into_bytes())));
-                }
-                Answer::Object(object) => {
-                    send.send_response(Response::new(Body::from(object.to_string().into_bytes())));
-                }
-                Answer::Status(code, message) => {
-                    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure",
-                        "message": message, "reason": "", "code": code});
-                    let mut response = Response::new(Body::from(status.to_string().into_bytes()));
-                    *response.status_mut() = StatusCode::from_u16(code).unwrap();
-                    send.send_response(response);
-                }
-                Answer::Refuse => send.send_error(std::io::Error::other("connection refused")),
-                Answer::Hang => hanging.push(send),
-            }
-        }
-    });
-}
-
-fn mock() -> (Client, Requests) {
-    let (service, handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
-    (Client::new(service, "default"), handle)
-}
 
 struct Running {
     changes: mpsc::Receiver<Change>,
@@ -398,51 +342,4 @@ async fn only_the_own_node_is_watched() {
     for expected in ["restart", "apply here", "complete"] {
         assert_eq!(running.next(Kind::Node).await, expected);
     }
-}
-
-#[tokio::test]
-async fn a_kubeconfig_that_cannot_be_used_is_named() {
-    let directory = tempfile::tempdir().unwrap();
-    let missing = directory.path().join("missing");
-    let said = Servers::connect(Some(&missing), &[])
-        .await
-        .err()
-        .unwrap()
-        .to_string();
-    assert!(
-        said.starts_with("cannot use the kubeconfig ") && said.contains("/missing"),
-        "{said}"
-    );
-    let broken = directory.path().join("broken");
-    std::fs::write(&broken, "clusters: {").unwrap();
-    assert!(Servers::connect(Some(&broken), &[]).await.is_err());
-}
-
-#[tokio::test]
-async fn given_addresses_replace_the_configured_one() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("kubeconfig");
-    let text = "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
-        clusters: [{name: c, cluster: {server: 'https://10.96.0.1'}}]\n\
-        contexts: [{name: c, context: {cluster: c, user: u}}]\nusers: [{name: u, user: {token: t}}]\n";
-    std::fs::write(&path, text).unwrap();
-    let configured = Servers::connect(Some(&path), &[]).await.unwrap();
-    assert_eq!(configured.current().unwrap().1, "https://10.96.0.1/");
-    let addresses = [
-        "https://192.0.2.1:6443".to_owned(),
-        "https://192.0.2.2:6443".to_owned(),
-    ];
-    let given = Servers::connect(Some(&path), &addresses).await.unwrap();
-    assert_eq!(given.current().unwrap().1, "https://192.0.2.1:6443/");
-    assert!(given.fail_over(0));
-    assert!(
-        given.fail_over(0),
-        "the second who saw it does not move on again"
-    );
-    assert_eq!(given.current().unwrap().1, "https://192.0.2.2:6443/");
-    let bad = Servers::connect(Some(&path), &["10.0.0.1".to_owned()])
-        .await
-        .err()
-        .unwrap();
-    assert!(bad.to_string().contains("`10.0.0.1` is not a URL"), "{bad}");
 }
