@@ -8,6 +8,7 @@ pub mod cli;
 pub mod config;
 pub mod datapath;
 pub mod model;
+pub mod net;
 pub mod plan;
 pub mod serve;
 pub mod source;

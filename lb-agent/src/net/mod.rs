@@ -1,0 +1,150 @@
+//! What netlink says about this machine: its devices and addresses, followed live.
+//!
+//! Level-triggered: any message means "look again", and a look is a complete listing. So nothing
+//! depends on the order or completeness of messages, which netlink drops when a socket is slow.
+
+use futures::{StreamExt, TryStreamExt};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
+use netlink_packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage};
+use rtnetlink::MulticastGroup;
+use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// Messages come in bursts (a pod's device alone makes a dozen); one look answers them all.
+const SETTLE: Duration = Duration::from_millis(20);
+
+/// A network device.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Device {
+    /// Interface index.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// Packets begin with an Ethernet header; else with the IP header.
+    pub ethernet: bool,
+    /// The loopback device.
+    pub loopback: bool,
+}
+
+/// An address of this machine.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct LocalAddress {
+    /// The device that holds it.
+    pub device: u32,
+    /// The address.
+    pub address: IpAddr,
+    /// Scope "global": good for talking to anybody.
+    pub global: bool,
+    /// Not tentative, not deprecated, not a duplicate: may be a source.
+    pub usable: bool,
+    /// A secondary IPv4 address of its subnet.
+    pub secondary: bool,
+}
+
+/// Everything known of the machine at one moment.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Facts {
+    /// Devices in the order of their indexes.
+    pub devices: Vec<Device>,
+    /// Addresses in the order the kernel lists them, which is the order it prefers them in.
+    pub addresses: Vec<LocalAddress>,
+}
+
+/// Follows the machine's devices and addresses. Sends a first listing at once and another whenever
+/// something changed; ends when nobody listens. Must be called in the network namespace to follow.
+pub fn follow() -> io::Result<mpsc::Receiver<Facts>> {
+    let groups = [
+        MulticastGroup::Link,
+        MulticastGroup::Ipv4Ifaddr,
+        MulticastGroup::Ipv6Ifaddr,
+    ];
+    let (connection, handle, mut messages) = rtnetlink::new_multicast_connection(&groups)?;
+    let (sender, receiver) = mpsc::channel(1);
+    tokio::spawn(connection);
+    tokio::spawn(async move {
+        let mut last = None;
+        loop {
+            match look(&handle).await {
+                Ok(facts) => {
+                    if last.as_ref() != Some(&facts) {
+                        last = Some(facts.clone());
+                        if sender.send(facts).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot list devices and addresses; trying again");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    continue;
+                }
+            }
+            if messages.next().await.is_none() {
+                tracing::error!("netlink went away: devices and addresses are followed no more");
+                return;
+            }
+            tokio::time::sleep(SETTLE).await;
+            while futures::FutureExt::now_or_never(messages.next())
+                .flatten()
+                .is_some()
+            {}
+        }
+    });
+    Ok(receiver)
+}
+
+async fn look(handle: &rtnetlink::Handle) -> Result<Facts, rtnetlink::Error> {
+    let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await?;
+    let addresses: Vec<AddressMessage> = handle.address().get().execute().try_collect().await?;
+    let mut devices: Vec<Device> = links.iter().map(device).collect();
+    devices.sort_unstable_by_key(|device| device.index);
+    Ok(Facts {
+        devices,
+        addresses: addresses.iter().filter_map(local_address).collect(),
+    })
+}
+
+fn device(link: &LinkMessage) -> Device {
+    let name = link
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name.clone()),
+            _ => None,
+        })
+        .unwrap_or_default();
+    let kind = link.header.link_layer_type;
+    Device {
+        index: link.header.index,
+        name,
+        ethernet: matches!(kind, LinkLayerType::Ether | LinkLayerType::Loopback),
+        loopback: kind == LinkLayerType::Loopback,
+    }
+}
+
+fn local_address(message: &AddressMessage) -> Option<LocalAddress> {
+    let (mut local, mut address) = (None, None);
+    let mut flags = AddressFlags::from_bits_retain(u32::from(message.header.flags.bits()));
+    for attribute in &message.attributes {
+        match attribute {
+            // On point-to-point devices `Address` is the other end; `Local` is ours where it exists.
+            AddressAttribute::Local(ip) => local = Some(*ip),
+            AddressAttribute::Address(ip) => address = Some(*ip),
+            AddressAttribute::Flags(all) => flags = *all,
+            _ => {}
+        }
+    }
+    let unusable = AddressFlags::Tentative | AddressFlags::Dadfailed | AddressFlags::Deprecated;
+    Some(LocalAddress {
+        device: message.header.index,
+        address: local.or(address)?,
+        global: matches!(
+            message.header.scope,
+            AddressScope::Universe | AddressScope::Site
+        ),
+        usable: !flags.intersects(unusable),
+        secondary: flags.contains(AddressFlags::Secondary),
+    })
+}
