@@ -9,50 +9,30 @@
 //! <directory>/v<LAYOUT_VERSION>/links/tcx/<ifindex>-{ingress,egress}
 //! ```
 
+mod attach;
+mod cgroup;
+mod cleanup;
+mod clsact;
+mod directory;
+mod engine;
 mod error;
+mod flows;
+mod load;
+mod local;
+mod mapping;
+mod names;
 mod options;
+mod probe;
+mod reader;
+mod sys;
+mod tables;
 mod view;
 
+pub use attach::DeviceProblem;
+pub use cleanup::cleanup;
+pub use engine::Datapath;
 pub use error::{CleanupError, ReadError, StartError};
 pub use options::{Capacity, DEFAULT_DIRECTORY, Devices, Options, TcAttach};
+pub use reader::Reader;
+pub use tables::{Grace, WriteError};
 pub use view::{EndpointView, Fill, FrontendView, LinkView, ServiceView, StatusView};
-
-use lb_common::verdict::Reason;
-use std::path::Path;
-
-/// Reads the live tables of a directory, with or without an agent running on it.
-#[derive(Debug)]
-pub struct Reader {}
-
-impl Reader {
-    /// Opens the tables in `directory` (the one given to the agent, see [`Options::directory`]).
-    pub fn open(_directory: &Path) -> Result<Self, ReadError> {
-        todo!()
-    }
-
-    /// Every service port, sorted by name.
-    pub fn services(&self) -> Result<Vec<ServiceView>, ReadError> {
-        todo!()
-    }
-
-    /// How often each reason was counted.
-    pub fn reasons(&self) -> Result<Vec<(Reason, u64)>, ReadError> {
-        todo!()
-    }
-
-    /// How full the tables are.
-    pub fn fill(&self) -> Result<Vec<Fill>, ReadError> {
-        todo!()
-    }
-
-    /// The state of the directory.
-    pub fn status(&self) -> Result<StatusView, ReadError> {
-        todo!()
-    }
-}
-
-/// Removes every trace of an agent that used `directory`: links, clsact filters, programs, tables,
-/// the directory. Returns what was removed, one line each; nothing to remove is fine.
-pub fn cleanup(_directory: &Path) -> Result<Vec<String>, CleanupError> {
-    todo!()
-}

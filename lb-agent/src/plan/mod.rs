@@ -242,6 +242,20 @@ impl Planner {
         }
     }
 
+    /// Puts in a frontend that is nobody's and stays whatever is synced.
+    pub fn reserve(&mut self, key: FrontendKey, frontend: Frontend) -> Plan {
+        let mut steps = op::Steps::default();
+        self.orphans.retain(|orphan| *orphan != key);
+        self.set_frontend_bit(&key, &mut steps);
+        if self.frontends.insert(key, frontend) != Some(frontend) {
+            steps.frontends.push(Op::Frontend(key, frontend));
+        }
+        Plan {
+            ops: steps.in_order(),
+            fence: None,
+        }
+    }
+
     /// The grace period of `fence` is over: what waited for it may be used again.
     pub fn graced(&mut self, fence: Fence) -> Plan {
         self.graced = self.graced.max(fence);

@@ -1,0 +1,307 @@
+//! The running datapath: everything loaded, attached and open for writing.
+
+use super::attach::{self, Attached, DeviceProblem};
+use super::cgroup;
+use super::directory::{Directory, Lock};
+use super::error::StartError;
+use super::flows::{self, FlowUse};
+use super::load::{self, Programs};
+use super::local::Local;
+use super::options::Options;
+use super::probe;
+use super::tables::{Grace, Tables, WriteError};
+use super::view::Fill;
+use crate::model::desired::Family;
+use crate::model::{Options as ModelOptions, node::NodeFacts};
+use crate::net::Facts;
+use crate::plan::{Op, Planner, Used};
+use lb_common::addr::{BackendId, Prefix};
+use lb_common::hash::HashKeys;
+use lb_common::table::{Config, ConfigFlags, SocketMode, name};
+use std::collections::VecDeque;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use zerocopy::{FromBytes, FromZeros};
+
+/// Lowest SNAT source port we take unasked: what lies below is well known for something.
+const SNAT_FIRST: u16 = 16_384;
+
+/// The running datapath of one directory.
+#[derive(Debug)]
+pub struct Datapath {
+    options: Options,
+    directory: Directory,
+    programs: Programs,
+    tables: Tables,
+    local: Local,
+    attached: Attached,
+    config: Config,
+    _lock: Lock,
+}
+
+impl Datapath {
+    /// Takes the directory, loads the programs over the tables (old or new), attaches the socket
+    /// hooks, and returns the planner of what the tables hold. Devices follow by
+    /// [`update_machine`](Self::update_machine).
+    ///
+    /// Waits for another agent to leave and for the kernel to verify: call it where blocking is
+    /// allowed.
+    pub fn start(
+        options: &Options,
+        model: &ModelOptions,
+        node: &NodeFacts,
+    ) -> Result<(Self, Planner), StartError> {
+        let object = load::object()?;
+        let schema = load::schema(object, &options.capacity)?;
+        let (cgroup_path, cgroup) = cgroup::open(options.cgroup_root.as_deref())?;
+        let snat_ports = snat_ports(options)?;
+        let directory = Directory::new(&options.directory);
+        directory.prepare_root()?;
+        let lock = directory.lock(options.takeover_wait)?;
+        directory.prepare()?;
+        load::check_pins(&directory, &schema)?;
+        let programs = load::load(object, &schema, &directory, options)?;
+        let mut tables = Tables::open(&directory, &schema)?;
+        let local = Local::open(&directory, &mut tables)?;
+
+        let touching = |attempt| {
+            move |source| StartError::Step {
+                attempt,
+                object: format!("the table {}", name::CONFIG),
+                source,
+            }
+        };
+        let mut config = tables.config().map_err(touching("read"))?;
+        if config.hash_keys.multiplier == 0 {
+            config.hash_keys = draw_keys().map_err(|source| StartError::Step {
+                attempt: "draw",
+                object: "hash keys from /dev/urandom".to_owned(),
+                source,
+            })?;
+        }
+        config.socket_mode = options.socket_mode as u32;
+        config.flow_mask = tables.flow_buckets().saturating_sub(1);
+        (config.snat_port_first, config.snat_port_last) = snat_ports;
+        (config.node_port_first, config.node_port_last) = options.node_port_range;
+        config.host_namespace = local.cookie();
+        let mut datapath = Self {
+            options: options.clone(),
+            directory,
+            programs,
+            tables,
+            local,
+            attached: Attached::new(options.devices.clone(), options.tc_attach),
+            config,
+            _lock: lock,
+        };
+        datapath.configure(model, node).map_err(touching("write"))?;
+        let planner = datapath.adopt().map_err(|source| StartError::Step {
+            attempt: "read the tables in",
+            object: datapath.directory.maps().display().to_string(),
+            source,
+        })?;
+        if options.socket_mode == SocketMode::Off {
+            attach::detach_sockets(&datapath.directory).map_err(|source| StartError::Step {
+                attempt: "remove the socket hooks in",
+                object: datapath.directory.cgroup_links().display().to_string(),
+                source,
+            })?;
+        } else {
+            attach::attach_sockets(
+                &datapath.directory,
+                &datapath.programs,
+                cgroup.as_fd(),
+                &cgroup_path,
+            )?;
+        }
+        Ok((datapath, planner))
+    }
+
+    /// What an earlier life left retired may still be in the hands of a running program.
+    fn adopt(&mut self) -> io::Result<Planner> {
+        self.tables.grace()?.wait()?;
+        let held = self.tables.held(self.config.hash_keys)?;
+        let limits = self.tables.limits();
+        let tables = std::cell::RefCell::new(&mut self.tables);
+        let mut planner = Planner::adopt(limits, held, |index| tables.borrow_mut().slot(index));
+        let (key, frontend) = probe::frontend();
+        let mut ops = planner.reserve(key, frontend).ops.into();
+        self.tables.write(&mut ops).map_err(io::Error::other)?;
+        Ok(planner)
+    }
+
+    /// Stores the switches that follow from the operator's choices and the Node object.
+    pub fn configure(&mut self, model: &ModelOptions, node: &NodeFacts) -> io::Result<()> {
+        let prefix = |family| {
+            model
+                .pod_prefix(node, family)
+                .map(|net| Prefix::new(net.addr(), net.prefix_len()))
+        };
+        let (v4, v6) = (prefix(Family::V4), prefix(Family::V6));
+        let flags = [
+            (v4.is_some(), ConfigFlags::DETECT_PODS_V4),
+            (v6.is_some(), ConfigFlags::DETECT_PODS_V6),
+            (model.masquerade_all, ConfigFlags::MASQUERADE_ALL),
+            (
+                model.localhost_node_ports,
+                ConfigFlags::LOCALHOST_NODE_PORTS,
+            ),
+        ];
+        self.config.flags = flags
+            .iter()
+            .filter(|(on, _)| *on)
+            .fold(0, |flags, (_, bit)| flags | bit);
+        self.config.pods_v4 = v4.unwrap_or(Prefix::NONE);
+        self.config.pods_v6 = v6.unwrap_or(Prefix::NONE);
+        self.tables.write_config(&self.config)
+    }
+
+    /// Does the writes at the front of `ops`; what failed stays in front, to be tried again.
+    pub fn write(&mut self, ops: &mut VecDeque<Op>) -> Result<u64, WriteError> {
+        self.tables.write(ops)
+    }
+
+    /// What to wait on for a grace period.
+    pub fn grace(&self) -> io::Result<Grace> {
+        self.tables.grace()
+    }
+
+    /// Brings addresses and devices in step with what netlink says.
+    pub fn update_machine(
+        &mut self,
+        facts: &Facts,
+        model: &ModelOptions,
+        node: &NodeFacts,
+    ) -> io::Result<Vec<DeviceProblem>> {
+        let (directory, keys) = (&self.directory, self.config.hash_keys);
+        let in_use = || flows::scan(directory, &keys, |_| None).map(|used| used.snat_addresses);
+        self.local
+            .update(&mut self.tables, facts, model, node, &in_use)?;
+        self.attached
+            .update(&self.directory, &self.programs, &facts.devices)
+    }
+
+    /// Names of the devices that carry the packet path.
+    pub fn device_names(&self, facts: &Facts) -> Vec<String> {
+        self.attached
+            .indexes()
+            .filter_map(|index| facts.devices.iter().find(|device| device.index == index))
+            .map(|device| device.name.clone())
+            .collect()
+    }
+
+    /// Looks at every flow.
+    pub(crate) fn flows(&mut self) -> io::Result<FlowUse> {
+        let tables = std::cell::RefCell::new(&mut self.tables);
+        flows::scan(&self.directory, &self.config.hash_keys, |id| {
+            tables.borrow_mut().backend(id)
+        })
+    }
+
+    /// True if sockets that were sent to a backend are still open.
+    pub(crate) fn has_open_sockets(&self, id: BackendId) -> io::Result<bool> {
+        let counters = self.tables.backend_sockets(id)?;
+        Ok(counters.socket_opened > counters.socket_closed)
+    }
+
+    /// Asks the loaded programs a question with a known answer; says what was wrong.
+    pub fn probe(&self) -> Result<(), String> {
+        probe::ask(&self.programs)
+    }
+
+    /// How full the tables are.
+    pub(crate) fn fill(&self, used: Used, flows: (u64, u64)) -> Vec<Fill> {
+        let limits = self.tables.limits();
+        let one = |table, used: usize, capacity: u32| Fill {
+            table,
+            used: used as u64,
+            capacity: u64::from(capacity),
+        };
+        vec![
+            one(name::SERVICES, used.services, limits.services - 1),
+            one(name::BACKENDS, used.backends, limits.backends - 1),
+            one(name::SLOTS, used.slots as usize, limits.slots),
+            one(name::FRONTENDS, used.frontends, limits.frontends),
+            Fill {
+                table: name::FLOWS,
+                used: flows.0,
+                capacity: flows.1,
+            },
+        ]
+    }
+
+    /// The options the datapath was started with.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+}
+
+fn draw_keys() -> io::Result<HashKeys> {
+    let mut bytes = [0; 32];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    let words = <[u32; 8]>::read_from_bytes(&bytes).unwrap_or_else(|_| <[u32; 8]>::new_zeroed());
+    Ok(HashKeys::from_random(words))
+}
+
+/// Source ports for SNATed flows: those given, or the widest range that neither the host's own
+/// connections nor node ports use.
+fn snat_ports(options: &Options) -> Result<(u16, u16), StartError> {
+    if let Some((first, last)) = options.snat_ports {
+        if first == 0 || first > last {
+            return Err(StartError::Options(format!(
+                "{first}-{last} is no range of SNAT source ports"
+            )));
+        }
+        return Ok((first, last));
+    }
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
+    let mut ephemeral = text
+        .as_deref()
+        .unwrap_or("32768 60999")
+        .split_whitespace()
+        .filter_map(|number| number.parse::<u16>().ok());
+    let ephemeral = (
+        ephemeral.next().unwrap_or(32_768),
+        ephemeral.next().unwrap_or(60_999),
+    );
+    free_ports(ephemeral, options.node_port_range).ok_or_else(|| {
+        StartError::Options(format!(
+            "no source ports are left for SNAT between the host's own ({}-{}) and the node ports \
+             ({}-{}): make net.ipv4.ip_local_port_range smaller",
+            ephemeral.0, ephemeral.1, options.node_port_range.0, options.node_port_range.1
+        ))
+    })
+}
+
+/// The widest range of ports from [`SNAT_FIRST`] up that both ranges leave.
+fn free_ports(ephemeral: (u16, u16), node_ports: (u16, u16)) -> Option<(u16, u16)> {
+    let mut taken = [ephemeral, node_ports];
+    taken.sort_unstable();
+    let mut free = Vec::new();
+    let mut first = u32::from(SNAT_FIRST);
+    for (from, to) in taken {
+        if u32::from(from) > first {
+            free.push((first, u32::from(from) - 1));
+        }
+        first = first.max(u32::from(to) + 1);
+    }
+    free.push((first, u32::from(u16::MAX)));
+    let (first, last) = free
+        .into_iter()
+        .filter(|(first, last)| first <= last)
+        .max_by_key(|(first, last)| last - first)?;
+    Some((u16::try_from(first).ok()?, u16::try_from(last).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snat_ports_lie_outside_of_ephemeral_and_node_ports() {
+        let node_ports = (30000, 32767);
+        assert_eq!(free_ports((32768, 60999), node_ports), Some((16384, 29999)));
+        assert_eq!(free_ports((1024, 65535), node_ports), None);
+        assert_eq!(free_ports((1024, 20000), node_ports), Some((32768, 65535)));
+    }
+}
