@@ -1,9 +1,14 @@
 //! The reconcile loop: changes come in, coalesced; the model says what should be served; the plan
 //! says which writes; the datapath writes. What happened is published as a [`Snapshot`].
 
-use crate::datapath::{Fill, Options, StartError};
+mod agent;
+
+use crate::datapath::{Datapath, Fill, Options, StartError};
 use crate::model::State;
+use crate::net;
 use crate::source::Change;
+use agent::Agent;
+use std::io;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -48,6 +53,8 @@ pub struct Snapshot {
     pub latency_sum: f64,
     /// What is refused now.
     pub refusals: Vec<Refusal>,
+    /// What services ask for and this version does not do.
+    pub not_served: Vec<Refusal>,
     /// Service ports served now.
     pub services: usize,
     /// Endpoints served now.
@@ -67,21 +74,37 @@ pub enum AppError {
     /// The datapath could not be started; nothing was changed unless the message says so.
     #[error("cannot start the datapath")]
     Start(#[from] StartError),
+    /// The machine's devices and addresses cannot be followed.
+    #[error("cannot follow the machine's devices and addresses by netlink")]
+    Netlink(#[source] io::Error),
+    /// A task of ours broke.
+    #[error("the start of the datapath broke off")]
+    Broken(#[source] tokio::task::JoinError),
     /// The source ended, which it never should.
     #[error("the source of objects ended; the tables stay as they are")]
     SourceEnded,
 }
 
-/// Runs the agent with a model that knows nothing yet (`state`), until `shutdown` (the dataplane then stays in place) or until it cannot go on.
+/// Runs the agent with a model that knows nothing yet (`state`), until `shutdown` (the dataplane
+/// then stays in place) or until it cannot go on.
 ///
-/// Blocks on the kernel now and then, so give it a worker of its own
-/// (`tokio::spawn` on the multi-thread runtime is fine).
+/// Blocks on the kernel now and then, so give it a worker of its own (`tokio::spawn` on the
+/// multi-thread runtime is fine).
 pub async fn run(
-    _options: Options,
-    _state: State,
-    _changes: mpsc::Receiver<Change>,
-    _snapshot: watch::Sender<Snapshot>,
-    _shutdown: CancellationToken,
+    options: Options,
+    state: State,
+    changes: mpsc::Receiver<Change>,
+    snapshot: watch::Sender<Snapshot>,
+    shutdown: CancellationToken,
 ) -> Result<(), AppError> {
-    todo!()
+    let facts = net::follow().map_err(AppError::Netlink)?;
+    let (model, node) = (state.options().clone(), state.node().clone());
+    let starting = tokio::task::spawn_blocking(move || Datapath::start(&options, &model, &node));
+    let (datapath, planner) = tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        started = starting => started.map_err(AppError::Broken)??,
+    };
+    Agent::new(datapath, planner, state, snapshot)
+        .run(changes, facts, shutdown)
+        .await
 }

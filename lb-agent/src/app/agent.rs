@@ -1,0 +1,414 @@
+//! The agent's state and the loop around it.
+
+use super::{AppError, LATENCY_BUCKETS, Refusal, Snapshot};
+use crate::datapath::{Datapath, DeviceProblem};
+use crate::model::desired::ServicePortName;
+use crate::model::node::NodeFacts;
+use crate::model::{Dirty, State};
+use crate::net::Facts;
+use crate::plan::{Fence, Op, Plan, Planner};
+use crate::source::Change;
+use k8s_openapi::jiff::Timestamp;
+use std::collections::{BTreeSet, VecDeque};
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+/// Changes taken together at most: enough for a listing, little enough to stay responsive.
+const COALESCED: usize = 4096;
+/// A failed write is tried again after this time, doubled at each failure.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+/// The longest pause between two tries.
+const RETRY_LONGEST: Duration = Duration::from_secs(10);
+/// How often the flow table is looked at.
+const SWEEP: Duration = Duration::from_secs(10);
+/// How often the loaded programs are asked a question with a known answer.
+const PROBE: Duration = Duration::from_secs(5);
+/// Windows moved in one round of compaction.
+const MOVES: usize = 256;
+
+/// A grace period under way.
+type Waiting = Pin<Box<dyn Future<Output = (Fence, io::Result<()>)> + Send>>;
+
+/// Everything the loop owns.
+pub(super) struct Agent {
+    datapath: Datapath,
+    planner: Planner,
+    state: State,
+    facts: Facts,
+    node: NodeFacts,
+    /// Writes not yet done, in order.
+    ops: VecDeque<Op>,
+    /// When the oldest change behind `ops` came.
+    since: Option<Instant>,
+    /// What is to be waited for once `ops` is empty.
+    fence: Option<Fence>,
+    waiting: Option<Waiting>,
+    retry: Option<(Instant, Duration)>,
+    /// The first full sync has been planned.
+    planned: bool,
+    flows: (u64, u64),
+    told: BTreeSet<Refusal>,
+    device_problems: Vec<DeviceProblem>,
+    snapshot: watch::Sender<Snapshot>,
+}
+
+impl Agent {
+    pub(super) fn new(
+        datapath: Datapath,
+        planner: Planner,
+        state: State,
+        snapshot: watch::Sender<Snapshot>,
+    ) -> Self {
+        Self {
+            node: state.node().clone(),
+            datapath,
+            planner,
+            state,
+            facts: Facts::default(),
+            ops: VecDeque::new(),
+            since: None,
+            fence: None,
+            waiting: None,
+            retry: None,
+            planned: false,
+            flows: (0, 0),
+            told: BTreeSet::new(),
+            device_problems: Vec::new(),
+            snapshot,
+        }
+    }
+
+    pub(super) async fn run(
+        mut self,
+        mut changes: mpsc::Receiver<Change>,
+        mut facts: mpsc::Receiver<Facts>,
+        shutdown: CancellationToken,
+    ) -> Result<(), AppError> {
+        let mut sweep = every(SWEEP);
+        let mut probe = every(PROBE);
+        loop {
+            let retry = self.retry.map(|(at, _)| at);
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Ok(()),
+                Some(facts) = facts.recv() => self.take_facts(facts),
+                (fence, waited) = wait(&mut self.waiting) => self.take_grace(fence, waited),
+                () = sleep_until(retry) => {
+                    self.retry = self.retry.map(|(_, pause)| (Instant::now(), pause));
+                    self.write();
+                }
+                change = changes.recv() => {
+                    let Some(change) = change else { return Err(AppError::SourceEnded) };
+                    self.take_changes(change, &mut changes);
+                }
+                _ = probe.tick() => self.probe(),
+                _ = sweep.tick() => self.sweep(),
+            }
+        }
+    }
+
+    /// Applies this change and whatever else has arrived, and writes what follows from them.
+    fn take_changes(&mut self, first: Change, changes: &mut mpsc::Receiver<Change>) {
+        let arrived = Instant::now();
+        let mut dirty = self.state.apply(first);
+        for _ in 1..COALESCED {
+            match changes.try_recv() {
+                Ok(change) => dirty.append(&mut self.state.apply(change)),
+                Err(_) => break,
+            }
+        }
+        // Nothing is believed, and so nothing removed, before every source is complete once.
+        if !self.state.is_complete() {
+            return;
+        }
+        // The moments of slices are measured by the model; without this call they would pile up.
+        self.state.take_trigger_times(Timestamp::MIN);
+        if *self.state.node() != self.node {
+            self.node = self.state.node().clone();
+            self.configure();
+        }
+        let plan = if self.planned {
+            if dirty.is_empty() {
+                self.report();
+                return;
+            }
+            self.plan_for(&dirty)
+        } else {
+            self.planned = true;
+            self.planner.sync(&self.state.desired_all())
+        };
+        self.since.get_or_insert(arrived);
+        self.enqueue(plan);
+        self.write();
+    }
+
+    fn plan_for(&mut self, names: &BTreeSet<ServicePortName>) -> Plan {
+        let desired: Vec<_> = names
+            .iter()
+            .map(|name| (name, self.state.desired(name)))
+            .collect();
+        self.planner.update(
+            desired
+                .iter()
+                .map(|(name, service)| (*name, service.as_ref())),
+        )
+    }
+
+    /// What was refused for want of room is tried again when room was made.
+    fn retry_refused(&mut self) {
+        if !self.planned || self.planner.refused().is_empty() {
+            return;
+        }
+        let names: Dirty = self.planner.refused().keys().cloned().collect();
+        let plan = self.plan_for(&names);
+        self.enqueue(plan);
+        if self.planner.is_fragmented() {
+            let plan = self.planner.compact(MOVES);
+            self.enqueue(plan);
+        }
+    }
+
+    fn enqueue(&mut self, plan: Plan) {
+        self.ops.extend(plan.ops);
+        self.fence = self.fence.max(plan.fence);
+    }
+
+    /// Writes what is waiting. Failures leave it waiting and set the time of the next try.
+    fn write(&mut self) {
+        if self.retry.is_some_and(|(at, _)| at > Instant::now()) {
+            return;
+        }
+        let before = self.ops.len();
+        let written = self.datapath.write(&mut self.ops);
+        let done = (before - self.ops.len()) as u64;
+        match written {
+            Ok(_) => {
+                self.retry = None;
+                self.written(done);
+            }
+            Err(error) => {
+                let pause = self
+                    .retry
+                    .map_or(RETRY_FIRST, |(_, pause)| (pause * 2).min(RETRY_LONGEST));
+                self.retry = Some((Instant::now() + pause, pause));
+                let error = format!("{:#}", anyhow::Error::from(error));
+                tracing::error!(error, ?pause, "a write failed; it will be tried again");
+                self.snapshot.send_modify(|snapshot| {
+                    snapshot.writes += done;
+                    snapshot.write_failures += 1;
+                    snapshot.last_error = Some(error);
+                });
+            }
+        }
+    }
+
+    /// Everything that was waiting is in the tables.
+    fn written(&mut self, done: u64) {
+        if self.waiting.is_none()
+            && let Some(fence) = self.fence.take()
+        {
+            self.wait_for(fence);
+        }
+        let took = self.since.take().map(|since| since.elapsed());
+        self.snapshot.send_modify(|snapshot| {
+            snapshot.writes += done;
+            snapshot.last_error = None;
+            if let Some(took) = took {
+                snapshot.syncs += 1;
+                snapshot.last_sync = Some(SystemTime::now());
+                snapshot.sync_duration = took;
+                snapshot.latency_sum += took.as_secs_f64();
+                let bucket = LATENCY_BUCKETS
+                    .iter()
+                    .position(|bound| took.as_secs_f64() <= *bound)
+                    .unwrap_or(LATENCY_BUCKETS.len());
+                snapshot.latency[bucket] += 1;
+            }
+        });
+        if took.is_some() {
+            if !self.snapshot.borrow().synced {
+                tracing::info!(writes = done, ?took, "first sync complete");
+                self.snapshot.send_modify(|snapshot| snapshot.synced = true);
+                self.probe();
+            }
+            self.report();
+        }
+    }
+
+    fn wait_for(&mut self, fence: Fence) {
+        self.waiting = Some(match self.datapath.grace() {
+            Ok(grace) => Box::pin(async move {
+                let waited = tokio::task::spawn_blocking(move || grace.wait()).await;
+                (
+                    fence,
+                    waited.unwrap_or_else(|broken| Err(io::Error::other(broken))),
+                )
+            }),
+            Err(error) => Box::pin(std::future::ready((fence, Err(error)))),
+        });
+    }
+
+    fn take_grace(&mut self, fence: Fence, waited: io::Result<()>) {
+        self.waiting = None;
+        match waited {
+            Ok(()) => {
+                let plan = self.planner.graced(fence);
+                self.enqueue(plan);
+                self.retry_refused();
+            }
+            Err(error) => {
+                // Without it nothing is reused; the next plan or sweep tries again.
+                tracing::warn!(%error, "a grace period could not be waited for");
+                self.fence = self.fence.max(Some(fence));
+                return;
+            }
+        }
+        self.write();
+    }
+
+    fn take_facts(&mut self, facts: Facts) {
+        self.facts = facts;
+        self.update_machine();
+    }
+
+    fn update_machine(&mut self) {
+        let updated = self
+            .datapath
+            .update_machine(&self.facts, self.state.options(), &self.node);
+        let problems = match updated {
+            Ok(problems) => problems,
+            Err(error) => vec![DeviceProblem {
+                device: String::new(),
+                message: format!("the tables about this node cannot be written: {error}"),
+            }],
+        };
+        for problem in &problems {
+            tracing::warn!(device = problem.device, "{}", problem.message);
+        }
+        self.device_problems = problems;
+        self.report();
+    }
+
+    fn configure(&mut self) {
+        if let Err(error) = self.datapath.configure(self.state.options(), &self.node) {
+            tracing::error!(%error, "the configuration cannot be written");
+        }
+        self.update_machine();
+    }
+
+    /// Frees what no flow needs any more.
+    fn sweep(&mut self) {
+        if !self.device_problems.is_empty() {
+            self.update_machine();
+        }
+        let graced = self.planner.graced_fence();
+        let flows = match self.datapath.flows() {
+            Ok(flows) => flows,
+            Err(error) => {
+                tracing::warn!(%error, "the flow table cannot be read");
+                return;
+            }
+        };
+        self.flows = flows.fill;
+        let open: Vec<_> = (self.planner.gone())
+            .filter(|id| self.datapath.has_open_sockets(*id).unwrap_or(true))
+            .collect();
+        let plan = self.planner.collect(graced, |id| {
+            flows.by_backend.contains_key(&id) || open.contains(&id)
+        });
+        self.enqueue(plan);
+        if self.planner.bits_stale() {
+            let plan = self.planner.rebuild_bits(graced, &flows.bits);
+            self.enqueue(plan);
+        }
+        self.retry_refused();
+        self.write();
+        self.report();
+    }
+
+    fn probe(&mut self) {
+        let answer = self.datapath.probe();
+        self.snapshot
+            .send_modify(|snapshot| snapshot.probe = Some(answer));
+    }
+
+    /// Publishes what is refused, and says it once.
+    fn report(&mut self) {
+        let mut refusals: BTreeSet<Refusal> = self
+            .state
+            .refusals()
+            .iter()
+            .map(|refusal| Refusal {
+                object: refusal.object.to_string(),
+                reason: refusal.reason.name().to_owned(),
+                message: refusal.to_string(),
+            })
+            .collect();
+        refusals.extend(
+            self.planner
+                .refused()
+                .iter()
+                .map(|(name, refused)| Refusal {
+                    object: name.to_string(),
+                    reason: refused.reason().to_owned(),
+                    message: format!("Service {name}: {}", refused.message()),
+                }),
+        );
+        let not_served: Vec<Refusal> = self
+            .state
+            .not_served()
+            .iter()
+            .map(|one| Refusal {
+                object: one.service.to_string(),
+                reason: one.feature.name().to_owned(),
+                message: one.to_string(),
+            })
+            .collect();
+        let all: BTreeSet<Refusal> = refusals.iter().chain(&not_served).cloned().collect();
+        for news in all.difference(&self.told) {
+            tracing::warn!(
+                object = news.object,
+                reason = news.reason,
+                "{}",
+                news.message
+            );
+        }
+        self.told = all;
+        let (services, endpoints) = self.planner.served();
+        let fill = self.datapath.fill(self.planner.used(), self.flows);
+        let devices = self.datapath.device_names(&self.facts);
+        self.snapshot.send_modify(|snapshot| {
+            snapshot.refusals = refusals.into_iter().collect();
+            snapshot.not_served = not_served;
+            (snapshot.services, snapshot.endpoints) = (services, endpoints);
+            snapshot.fill = fill;
+            snapshot.devices = devices;
+        });
+    }
+}
+
+fn every(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// The end of the grace period under way; never, if there is none.
+async fn wait(waiting: &mut Option<Waiting>) -> (Fence, io::Result<()>) {
+    match waiting {
+        Some(waiting) => waiting.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
