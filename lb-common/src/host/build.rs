@@ -23,7 +23,17 @@ impl HostTables {
             node_port_last: 32_767,
             reserved: 0,
             host_namespace: 0,
-            hash_keys: HashKeys::from_random([11, 22, 33, 44, 55, 66, 77, 88]),
+            // As spread as random ones: small keys put neighbouring ports into one bucket.
+            hash_keys: HashKeys::from_random([
+                0x9e37_79b9,
+                0x7f4a_7c15,
+                0xbf58_476d,
+                0x1ce4_e5b9,
+                0x94d0_49bb,
+                0x1331_11eb,
+                0xd6e8_feb8,
+                0x6659_fd93,
+            ]),
             pods_v4: Prefix::NONE,
             pods_v6: Prefix::NONE,
         });

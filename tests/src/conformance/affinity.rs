@@ -9,7 +9,7 @@ use lb_common::host::HostEnv;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// The node's own address in these cases, where they say "node".
 const NODE: &str = "192.0.2.200";
@@ -160,7 +160,8 @@ fn is_local(case: &Case, address: IpAddr) -> bool {
 struct History<'a> {
     case: &'a Case,
     world: World,
-    env: HostEnv,
+    /// Every connection comes from a port of its own.
+    next_port: u16,
     ready: Vec<IpAddr>,
     named: BTreeMap<String, IpAddr>,
     free: &'a mut BTreeMap<usize, BTreeSet<IpAddr>>,
@@ -172,11 +173,13 @@ impl<'a> History<'a> {
         seed: u64,
         free: &'a mut BTreeMap<usize, BTreeSet<IpAddr>>,
     ) -> Result<Self, Outcome> {
+        let mut world = world_of(case, &case.ready_endpoints)?;
+        // Spread out: neighbouring seeds begin alike.
+        world.packets.env = HostEnv::new((seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         Ok(Self {
             case,
-            world: world_of(case, &case.ready_endpoints)?,
-            // Spread out: neighbouring seeds begin alike.
-            env: HostEnv::new((seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)),
+            world,
+            next_port: 10_000,
             ready: case.ready_endpoints.clone(),
             named: BTreeMap::new(),
             free,
@@ -184,10 +187,11 @@ impl<'a> History<'a> {
     }
 
     fn run(mut self) -> Result<(), Outcome> {
-        let start = self.env.now.get();
+        let start = self.world.packets.env.now.get();
         let case = self.case;
         for (index, step) in case.steps.iter().enumerate() {
-            self.env.now.set(Tick(start.0 + Tick::seconds(step.at)));
+            let now = Tick(start.0 + Tick::seconds(step.at));
+            self.world.packets.env.now.set(now);
             if let Some(label) = &step.remove_ready_endpoint {
                 let gone = self.named.get(label).copied();
                 self.ready.retain(|one| Some(*one) != gone);
@@ -267,7 +271,7 @@ impl<'a> History<'a> {
         Ok(true)
     }
 
-    fn open(&self, connect: &Connect) -> Result<IpAddr, Outcome> {
+    fn open(&mut self, connect: &Connect) -> Result<IpAddr, Outcome> {
         let to = if connect.to == "node" {
             NODE
         } else {
@@ -276,12 +280,13 @@ impl<'a> History<'a> {
         let to: IpAddr = to
             .parse()
             .map_err(|_| Outcome::Failed(format!("{to} is no address")))?;
-        let to = (to, connect.port);
-        match first_packet(&self.world, &self.env, connect.from, to, Protocol::TCP) {
-            First::Backend(address, _) => Ok(address.ip()),
+        let to = SocketAddr::new(to, connect.port);
+        let from = SocketAddr::new(connect.from, self.next_port);
+        self.next_port += 1;
+        match first_packet(&self.world, from, to, Protocol::TCP) {
+            Ok(First::Backend(address, _)) => Ok(address.ip()),
             other => Err(Outcome::Failed(format!(
-                "a connection from {} to {} port {}: {other:?}",
-                connect.from, to.0, to.1
+                "a connection from {from} to {to}: {other:?}"
             ))),
         }
     }

@@ -1,12 +1,12 @@
 //! The core's answer to one flow.
 
 use super::traffic::{Endpoints, Flow};
-use super::world::World;
+use super::world::{SNAT_V4, SNAT_V6, World};
+use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use lb_agent::model::desired::Family;
-use lb_common::addr::{Addr, Endpoint, Port, Protocol};
-use lb_common::balance::{Client, Decision, Origin, decide, find_frontend, is_hairpin};
-use lb_common::env::Tables;
-use lb_common::host::HostEnv;
+use lb_common::addr::{Endpoint, Port, Protocol};
+use lb_common::balance::find_frontend;
+use lb_common::verdict::{Reason, Verdict};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -54,43 +54,33 @@ fn protocol(text: &str) -> Result<Protocol, String> {
 /// How often each endpoint is to be drawn on average.
 const DRAWS: u32 = 100;
 
-/// Asks the core, as often as it takes to see every endpoint it may choose.
-pub(super) fn answer(world: &World, flow: &Flow) -> Result<Answer, String> {
+/// Sends first packets, as many as it takes to see every endpoint that may be chosen.
+pub(super) fn answer(world: &mut World, flow: &Flow) -> Result<Answer, String> {
     let protocol = protocol(&flow.protocol)?;
-    if protocol == Protocol::SCTP {
-        // The packet path leaves SCTP alone until ports can be rewritten under CRC32c.
-        return Ok(Answer::Untouched);
-    }
-    let env = HostEnv::new(0x5eed);
-    let mut seen: BTreeMap<SocketAddr, u32> = BTreeMap::new();
-    let mut masquerade = None;
     let draws = match &flow.expect.endpoints {
         Endpoints::List(list) => DRAWS * u32::try_from(list.len().max(1)).unwrap_or(1),
         Endpoints::Word(_) => 1,
     };
-    for _ in 0..draws {
+    let mut seen: BTreeMap<SocketAddr, u32> = BTreeMap::new();
+    let mut masqueraded = BTreeSet::new();
+    for draw in 0..draws {
+        // The table of these worlds is small.
+        if draw % 64 == 0 {
+            world.forget_flows();
+        }
+        let port = 10_000 + u16::try_from(draw).unwrap_or(u16::MAX / 2);
         // Each draw is another client as far as affinity is concerned.
-        world.tables.affinity.borrow_mut().clear();
-        match first_packet(
-            world,
-            &env,
-            flow.source,
-            (flow.destination, flow.dest_port),
-            protocol,
-        ) {
+        world.packets.tables.affinity.borrow_mut().clear();
+        let from = SocketAddr::new(flow.source, port);
+        let to = SocketAddr::new(flow.destination, flow.dest_port);
+        match first_packet(world, from, to, protocol)? {
             First::Backend(address, with) => {
                 *seen.entry(address).or_default() += 1;
-                if *masquerade.get_or_insert(with) != with
-                    // A client that is itself an endpoint: only its own choice is a hairpin.
-                    && !seen.keys().any(|at| at.ip() == flow.source)
-                {
-                    return Err("SNAT differs between draws".to_owned());
-                }
+                masqueraded.insert(with);
             }
             First::Drop => return Ok(Answer::Drop),
             First::Reject => return Ok(Answer::Reject),
             First::Untouched => return Ok(Answer::Untouched),
-            First::Unstable => return Err("the tables do not fit together".to_owned()),
         }
     }
     let average = draws / u32::try_from(seen.len()).unwrap_or(1).max(1);
@@ -102,55 +92,123 @@ pub(super) fn answer(world: &World, flow: &Flow) -> Result<Answer, String> {
             "{address} was chosen {count} times of {draws}: not about equal"
         ));
     }
+    if masqueraded.len() > 1 {
+        return Err("some draws are SNATed and some are not".to_owned());
+    }
     Ok(Answer::Forward {
         endpoints: seen.into_keys().collect(),
-        masquerade: masquerade.unwrap_or(false),
+        masquerade: masqueraded.contains(&true),
     })
 }
 
 /// The fate of one first packet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum First {
+    /// It leaves for this endpoint, with its source replaced or not.
     Backend(SocketAddr, bool),
     Drop,
     Reject,
     Untouched,
-    Unstable,
 }
 
-/// Asks the core about one new connection.
+/// Sends the first packet of a conversation through both hooks of the packet path.
 pub(super) fn first_packet(
     world: &World,
-    env: &HostEnv,
-    source: IpAddr,
-    to: (IpAddr, u16),
+    from: SocketAddr,
+    to: SocketAddr,
     protocol: Protocol,
-) -> First {
-    let tables = &world.tables;
-    let config = &tables.config;
-    let client = Addr::from(source);
-    let to = Endpoint {
-        addr: to.0.into(),
-        port: Port::new(to.1),
-    };
-    let Some(frontend) = find_frontend(tables, config, &to, protocol) else {
-        return First::Untouched;
-    };
-    let origin = Origin::of_packet(tables, config, &client);
-    let who = Some(Client::Address(client));
-    match decide(tables, env, config, &frontend, origin, who, &client) {
-        Decision::Forward(choice) => {
-            let hairpin = tables
-                .backend(choice.backend)
-                .is_some_and(|backend| is_hairpin(backend, &client));
-            let endpoint =
-                SocketAddr::new(choice.endpoint.addr.into(), choice.endpoint.port.number());
-            First::Backend(endpoint, choice.masquerade || hairpin)
-        }
-        Decision::Reject(_) => First::Reject,
-        Decision::Drop(_) => First::Drop,
-        Decision::Unstable => First::Unstable,
+) -> Result<First, String> {
+    if protocol == Protocol::SCTP {
+        // Nothing builds SCTP packets here, and the packet path leaves them alone.
+        return Ok(First::Untouched);
     }
+    let mut bytes = build(from, to, protocol)?;
+    let before = bytes.clone();
+    let rejected = world.counted(Reason::RejectedNoEndpoint);
+    let silent = world.counted(Reason::DroppedNoLocalEndpoint);
+    let verdict = world.packets.ingress(&mut bytes, 1);
+    if world.counted(Reason::RejectedNoEndpoint) > rejected {
+        return Ok(First::Reject);
+    }
+    match verdict {
+        Verdict::Continue if bytes == before => return Ok(First::Untouched),
+        Verdict::Continue => {}
+        Verdict::Drop if world.counted(Reason::DroppedNoLocalEndpoint) > silent => {
+            return Ok(First::Drop);
+        }
+        other => {
+            let reasons = world.reasons();
+            return Err(format!(
+                "an arriving packet ended with {other:?}: {reasons}"
+            ));
+        }
+    }
+    let (source, destination) = ends(&bytes)?;
+    if source != from {
+        return Err(format!("ingress changed the source to {source}"));
+    }
+    let verdict = world.packets.egress(&mut bytes, 2);
+    if verdict != Verdict::Continue {
+        let reasons = world.reasons();
+        return Err(format!(
+            "a leaving packet ended with {verdict:?}: {reasons}"
+        ));
+    }
+    let (source, still) = ends(&bytes)?;
+    if still != destination {
+        return Err(format!("egress changed the destination to {still}"));
+    }
+    let masqueraded = source.ip() == SNAT_V4 || source.ip() == SNAT_V6;
+    if !masqueraded && source != from {
+        return Err(format!("the packet leaves with the source {source}"));
+    }
+    Ok(First::Backend(destination, masqueraded))
+}
+
+/// A SYN or a datagram, from its IP header on.
+fn build(from: SocketAddr, to: SocketAddr, protocol: Protocol) -> Result<Vec<u8>, String> {
+    let start = match (from.ip(), to.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ipv4(from.octets(), to.octets(), 64),
+        (IpAddr::V6(from), IpAddr::V6(to)) => PacketBuilder::ipv6(from.octets(), to.octets(), 64),
+        _ => return Err(format!("{from} and {to} are of two families")),
+    };
+    let mut bytes = Vec::new();
+    let written = if protocol == Protocol::UDP {
+        start
+            .udp(from.port(), to.port())
+            .write(&mut bytes, b"asked")
+    } else {
+        let segment = start.tcp(from.port(), to.port(), 1, 1000).syn();
+        segment.write(&mut bytes, &[])
+    };
+    written.map_err(|error| format!("the packet cannot be built: {error}"))?;
+    Ok(bytes)
+}
+
+/// Source and destination of a packet.
+fn ends(bytes: &[u8]) -> Result<(SocketAddr, SocketAddr), String> {
+    let packet = SlicedPacket::from_ip(bytes)
+        .map_err(|error| format!("the packet cannot be parsed any more: {error}"))?;
+    let (from, to): (IpAddr, IpAddr) = match packet.net {
+        Some(NetSlice::Ipv4(ip)) => (
+            ip.header().source_addr().into(),
+            ip.header().destination_addr().into(),
+        ),
+        Some(NetSlice::Ipv6(ip)) => (
+            ip.header().source_addr().into(),
+            ip.header().destination_addr().into(),
+        ),
+        _ => return Err("the packet has no IP header any more".to_owned()),
+    };
+    let (source, destination) = match packet.transport {
+        Some(TransportSlice::Tcp(tcp)) => (tcp.source_port(), tcp.destination_port()),
+        Some(TransportSlice::Udp(udp)) => (udp.source_port(), udp.destination_port()),
+        _ => return Err("the packet has no ports any more".to_owned()),
+    };
+    Ok((
+        SocketAddr::new(from, source),
+        SocketAddr::new(to, destination),
+    ))
 }
 
 /// Why a flow's expectation lies outside of what this version serves, if so. Asked only where the
@@ -192,11 +250,11 @@ pub(super) fn not_yet_served(
 }
 
 fn is_frontend(world: &World, flow: &Flow) -> bool {
+    let tables = &world.packets.tables;
     let to = Endpoint {
         addr: flow.destination.into(),
         port: Port::new(flow.dest_port),
     };
-    protocol(&flow.protocol).is_ok_and(|protocol| {
-        find_frontend(&world.tables, &world.tables.config, &to, protocol).is_some()
-    })
+    protocol(&flow.protocol)
+        .is_ok_and(|protocol| find_frontend(tables, &tables.config, &to, protocol).is_some())
 }

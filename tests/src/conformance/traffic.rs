@@ -156,7 +156,7 @@ fn run_case(case: &Value) -> Result<Notes, Outcome> {
     world.upsert(Kind::EndpointSlice, &endpoint_slices)?;
     let mut notes = Notes::default();
     check(
-        &world,
+        &mut world,
         "",
         &flows,
         expect_state.as_ref(),
@@ -174,7 +174,7 @@ fn run_case(case: &Value) -> Result<Notes, Outcome> {
         let prefix = format!("after “{}”, ", step.title);
         let expected = step.expect_state.as_ref();
         check(
-            &world,
+            &mut world,
             &prefix,
             &step.flows,
             expected,
@@ -186,7 +186,7 @@ fn run_case(case: &Value) -> Result<Notes, Outcome> {
 }
 
 fn check(
-    world: &World,
+    world: &mut World,
     prefix: &str,
     flows: &[Flow],
     state: Option<&ExpectState>,
@@ -228,7 +228,7 @@ fn check(
     }
 }
 
-fn check_flow(world: &World, prefix: &str, flow: &Flow, notes: &mut Notes) {
+fn check_flow(world: &mut World, prefix: &str, flow: &Flow, notes: &mut Notes) {
     let name = format!("{prefix}{}", flow.name);
     let Some(expected) = expected(&flow.expect) else {
         let unknown = format!("{name}: the expectation {:?} is not known", flow.expect);

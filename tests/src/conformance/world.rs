@@ -8,14 +8,15 @@ use lb_agent::model::node::NodeFacts;
 use lb_agent::model::{NodePortAddresses, Options, PodDetection, State};
 use lb_agent::plan::{Limits, Op, Plan, Planner};
 use lb_agent::source::{Change, Kind, Object};
-use lb_common::addr::{Addr, Prefix};
-use lb_common::hash::HashKeys;
-use lb_common::host::HostTables;
-use lb_common::table::{Backend, Config, Service, Slot};
+use lb_common::addr::Addr;
+use lb_common::flow::HostBuckets;
+use lb_common::host::{HostTables, PacketWorld};
+use lb_common::table::{Backend, Config, Service, Slot, SnatAddresses};
+use lb_common::verdict::Reason;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 const LIMITS: Limits = Limits {
     services: 1 << 10,
@@ -133,10 +134,22 @@ pub(super) fn object_name(text: &str) -> ObjectName {
     }
 }
 
+/// What packets are SNATed to, on every device: addresses of their own, so that SNAT shows.
+pub(super) const SNAT_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 254));
+/// The same for IPv6.
+pub(super) const SNAT_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xfffe, 0, 0, 0, 0, 1));
+
+fn tables_of(config: Config) -> HostTables {
+    let mut tables = HostTables::new(config);
+    tables.snat_pool = vec![Addr::UNSPECIFIED, SNAT_V4.into(), SNAT_V6.into()];
+    tables.snat.insert(0, SnatAddresses { v4: 1, v6: 2 });
+    tables
+}
+
 /// One node with what it knows and what its tables hold.
 pub(super) struct World {
     pub(super) state: State,
-    pub(super) tables: HostTables,
+    pub(super) packets: PacketWorld,
     planner: Planner,
     local_ips: Vec<IpAddr>,
 }
@@ -144,20 +157,8 @@ pub(super) struct World {
 impl World {
     /// A node that has heard everything there is to hear: nothing but itself yet.
     pub(super) fn new(node: &Node) -> Result<Self, Outcome> {
-        let mut config = Config {
-            flags: 0,
-            socket_mode: 0,
-            flow_mask: 0,
-            snat_port_first: 61_000,
-            snat_port_last: 65_000,
-            node_port_first: 30_000,
-            node_port_last: 32_767,
-            host_namespace: 0,
-            reserved: 0,
-            hash_keys: HashKeys::from_random([1, 2, 3, 4, 5, 6, 7, 8]),
-            pods_v4: Prefix::NONE,
-            pods_v6: Prefix::NONE,
-        };
+        // Table sizes, SNAT ports and hash keys are not the model's.
+        let mut config = HostTables::of_node().config;
         let options = node.options()?;
         let mut state = State::new(options, NodeFacts::named(&node.name));
         for kind in Kind::ALL {
@@ -170,16 +171,12 @@ impl World {
         state.options().configure(state.node(), &mut config);
         let mut local_ips = node.local_ips.clone();
         // Every node has these; cases leave them out.
-        local_ips.extend([
-            IpAddr::from([127, 0, 0, 1]),
-            "::1"
-                .parse()
-                .unwrap_or_else(|_| unreachable!("a valid address")),
-        ]);
+        local_ips.push(Ipv4Addr::LOCALHOST.into());
+        local_ips.push(Ipv6Addr::LOCALHOST.into());
         let mut world = Self {
             state,
             planner: Planner::new(LIMITS, config.hash_keys),
-            tables: HostTables::new(config),
+            packets: PacketWorld::new(tables_of(config), 0x5eed),
             local_ips,
         };
         world.write_local_addresses();
@@ -188,7 +185,7 @@ impl World {
 
     fn write_local_addresses(&mut self) {
         let local = local_addresses(self.state.options(), self.state.node(), &self.local_ips);
-        self.tables.local = local
+        self.packets.tables.local = local
             .into_iter()
             .map(|(address, flags)| (Addr::from(address), flags))
             .collect::<HashMap<_, _>>();
@@ -236,8 +233,32 @@ impl World {
         !dirty.is_empty()
     }
 
+    /// How often a reason was counted so far.
+    pub(super) fn counted(&self, reason: Reason) -> u64 {
+        self.packets.tables.reasons.borrow()[reason as usize]
+    }
+
+    /// Everything counted so far, for the message of a failure.
+    pub(super) fn reasons(&self) -> String {
+        let counted = self.packets.tables.reasons.borrow();
+        let named = Reason::ALL
+            .iter()
+            .zip(*counted)
+            .filter(|(_, count)| *count != 0);
+        let named: Vec<String> = named
+            .map(|(reason, count)| format!("{} {count}", reason.name()))
+            .collect();
+        named.join(", ")
+    }
+
+    /// Every conversation so far is over.
+    pub(super) fn forget_flows(&mut self) {
+        let buckets = self.packets.tables.config.flow_mask as usize + 1;
+        self.packets.buckets = HostBuckets::new(buckets);
+    }
+
     fn write(&mut self, plan: Plan) {
-        let tables = &mut self.tables;
+        let tables = &mut self.packets.tables;
         for op in plan.ops {
             write_op(tables, op);
         }
