@@ -1,33 +1,20 @@
 //! Settings: what was typed and what is in the configuration file, merged, checked as a whole and
 //! completed with defaults before anything is touched.
 
+mod check;
+mod file;
+
+pub use file::parse_file;
+
 use crate::cli::args::RunArgs;
-use crate::cli::presence::escaped;
-use crate::cli::values::{
-    Cidr, EndpointsApi, List, LogFormat, PortRange, SocketLoadBalancing, TcAttach,
-};
-use crate::datapath::{Capacity, DEFAULT_DIRECTORY, Devices, Options};
-use crate::model::desired::Family;
+use crate::cli::values::{EndpointsApi, LogFormat, PortRange, SocketLoadBalancing, TcAttach};
+use crate::datapath::{Capacity, Devices, Options};
 use crate::model::{self, NodePortAddresses, PodDetection};
 use ipnet::IpNet;
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
-
-/// Port of `/metrics`, as kube-proxy's.
-const METRICS_PORT: u16 = 10249;
-/// Port of `/healthz`, as kube-proxy's.
-const HEALTH_PORT: u16 = 10256;
-/// Bounds of `--max-flows`: below, a handful of clients fill it; above, the table exceeds 4 GiB.
-const MAX_FLOWS_BOUNDS: std::ops::RangeInclusive<u32> = 64..=1 << 26;
-/// The API server's default node port range.
-const NODE_PORTS: PortRange = PortRange {
-    first: 30000,
-    last: 32767,
-};
-/// Where a pod finds its own credentials.
-const SERVICE_ACCOUNT_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
 /// Where objects come from.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -120,11 +107,11 @@ impl Settings {
         let merged = match &typed.config {
             None => typed,
             Some(path) => {
-                let file = read_file(path).map_err(|problem| Invalid(vec![problem]))?;
-                merge(typed, file)
+                let file = file::read_file(path).map_err(|problem| Invalid(vec![problem]))?;
+                file::merge(typed, file)
             }
         };
-        check(merged)
+        check::check(merged)
     }
 
     /// What the datapath is told.
@@ -158,320 +145,6 @@ impl Settings {
             },
             external_ranges: self.external_ip_ranges.clone(),
         }
-    }
-}
-
-/// The options in a configuration file.
-fn read_file(path: &Path) -> Result<RunArgs, String> {
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        format!(
-            "cannot read the configuration file {}: {error}",
-            path.display()
-        )
-    })?;
-    parse_file(&text).map_err(|problem| format!("configuration file {}, {problem}", path.display()))
-}
-
-/// The options in the text of a configuration file; an error names its line.
-pub fn parse_file(text: &str) -> Result<RunArgs, String> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    // A file of comments only is a document without content: no option is set.
-    if text.lines().all(|line| {
-        let line = line.trim();
-        line.is_empty() || line.starts_with('#') || line == "---"
-    }) {
-        return Ok(RunArgs::default());
-    }
-    serde_saphyr::from_str(text).map_err(|error| {
-        let at = error.location().map_or(0, |location| location.line());
-        let message = error.without_snippet().to_string();
-        // The library appends its own "at line L, column C", which is said in front already.
-        let message = message
-            .split(" at line ")
-            .next()
-            .unwrap_or(&message)
-            .trim_end_matches([',', ':', ' ']);
-        if at == 0 {
-            message.to_owned()
-        } else {
-            format!("line {at}: {message}")
-        }
-    })
-}
-
-/// What was typed wins. A source that was typed replaces the file's, whichever kind that is.
-fn merge(typed: RunArgs, file: RunArgs) -> RunArgs {
-    let source_typed = typed.kubeconfig.is_some() || typed.manifests.is_some();
-    let of_file = |path: Option<PathBuf>| path.filter(|_| !source_typed);
-    RunArgs {
-        node: typed.node.or(file.node),
-        kubeconfig: typed.kubeconfig.or(of_file(file.kubeconfig)),
-        manifests: typed.manifests.or(of_file(file.manifests)),
-        config: typed.config,
-        cgroup_root: typed.cgroup_root.or(file.cgroup_root),
-        bpffs: typed.bpffs.or(file.bpffs),
-        devices: typed.devices.or(file.devices),
-        cluster_cidr: typed.cluster_cidr.or(file.cluster_cidr),
-        node_port_addresses: typed.node_port_addresses.or(file.node_port_addresses),
-        localhost_node_ports: typed.localhost_node_ports.or(file.localhost_node_ports),
-        masquerade_all: typed.masquerade_all.or(file.masquerade_all),
-        socket_load_balancing: typed.socket_load_balancing.or(file.socket_load_balancing),
-        tc_attach: typed.tc_attach.or(file.tc_attach),
-        metrics_bind_address: typed.metrics_bind_address.or(file.metrics_bind_address),
-        healthz_bind_address: typed.healthz_bind_address.or(file.healthz_bind_address),
-        max_flows: typed.max_flows.or(file.max_flows),
-        takeover_wait: typed.takeover_wait.or(file.takeover_wait),
-        apiserver: typed.apiserver.or(file.apiserver),
-        endpoints_api: typed.endpoints_api.or(file.endpoints_api),
-        external_ip_ranges: typed.external_ip_ranges.or(file.external_ip_ranges),
-        service_cluster_ip_range: typed
-            .service_cluster_ip_range
-            .or(file.service_cluster_ip_range),
-        service_node_port_range: typed
-            .service_node_port_range
-            .or(file.service_node_port_range),
-        state_dir: typed.state_dir.or(file.state_dir),
-        log_format: typed.log_format.or(file.log_format),
-    }
-}
-
-/// Checks the whole, so that everything wrong is said at once.
-fn check(args: RunArgs) -> Result<Settings, Invalid> {
-    let mut problems = Vec::new();
-    let bpffs = args
-        .bpffs
-        .clone()
-        .unwrap_or_else(|| PathBuf::from(DEFAULT_DIRECTORY));
-    must_be_absolute("--bpffs", &bpffs, &mut problems);
-    if let Some(root) = &args.cgroup_root {
-        must_be_absolute("--cgroup-root", root, &mut problems);
-        must_be_directory("--cgroup-root", root, &mut problems);
-    }
-    let node = check_node(args.node.as_deref(), &mut problems);
-    let source = check_source(&args, &bpffs, &mut problems);
-    let cluster_cidrs = nets(args.cluster_cidr);
-    one_a_family("--cluster-cidr", &cluster_cidrs, &mut problems);
-    let max_flows = args.max_flows.unwrap_or(Capacity::default().flows);
-    if !MAX_FLOWS_BOUNDS.contains(&max_flows) {
-        problems.push(format!(
-            "--max-flows {max_flows} is out of bounds: between {} and {} flows can be remembered",
-            MAX_FLOWS_BOUNDS.start(),
-            MAX_FLOWS_BOUNDS.end()
-        ));
-    }
-    let metrics = args.metrics_bind_address.map_or(
-        SocketAddr::from(([127, 0, 0, 1], METRICS_PORT)),
-        |address| address.or_port(METRICS_PORT),
-    );
-    let health = args
-        .healthz_bind_address
-        .map_or(SocketAddr::from(([0, 0, 0, 0], HEALTH_PORT)), |address| {
-            address.or_port(HEALTH_PORT)
-        });
-    if metrics == health && metrics.port() != 0 {
-        problems.push(format!(
-            "--metrics-bind-address and --healthz-bind-address are both {metrics}: choose two"
-        ));
-    }
-    if !problems.is_empty() {
-        return Err(Invalid(problems));
-    }
-    Ok(Settings {
-        node,
-        source,
-        cgroup_root: args.cgroup_root,
-        bpffs,
-        devices: args.devices.unwrap_or(Devices::Auto),
-        cluster_cidrs,
-        node_port_addresses: args.node_port_addresses.unwrap_or(NodePortAddresses::All),
-        localhost_node_ports: args.localhost_node_ports.unwrap_or(true),
-        masquerade_all: args.masquerade_all.unwrap_or(false),
-        socket_load_balancing: args.socket_load_balancing.unwrap_or_default(),
-        tc_attach: args.tc_attach.unwrap_or_default(),
-        metrics,
-        health,
-        max_flows,
-        takeover_wait: Duration::from_secs(args.takeover_wait.unwrap_or(0)),
-        external_ip_ranges: args.external_ip_ranges.map(|list| nets(Some(list))),
-        node_ports: args.service_node_port_range.unwrap_or(NODE_PORTS),
-        log_format: args.log_format.unwrap_or_default(),
-    })
-}
-
-/// The node's name, as kube-proxy reads it: trimmed, in lower case.
-fn check_node(name: Option<&str>, problems: &mut Vec<String>) -> String {
-    let name = name.unwrap_or_default().trim().to_lowercase();
-    if name.is_empty() {
-        problems.push(
-            "the node is not named: say which node of the cluster this is with --node NAME, `node:` \
-             in the configuration file or NODE_NAME in the environment"
-                .to_owned(),
-        );
-    } else if name.len() > 253
-        || !name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
-    {
-        problems.push(format!(
-            "--node `{name}` cannot be a node's name: those have letters, digits, `-` and `.` only"
-        ));
-    }
-    name
-}
-
-fn check_source(args: &RunArgs, bpffs: &Path, problems: &mut Vec<String>) -> SourceSettings {
-    match (&args.manifests, &args.kubeconfig) {
-        (Some(_), Some(_)) => {
-            problems.push(
-                "the configuration file names both `kubeconfig` and `manifests`: objects come from \
-                 one of them"
-                    .to_owned(),
-            );
-            check_cluster(args, problems)
-        }
-        (Some(directory), None) => check_manifests(args, directory, bpffs, problems),
-        (None, _) => check_cluster(args, problems),
-    }
-}
-
-fn check_manifests(
-    args: &RunArgs,
-    directory: &Path,
-    bpffs: &Path,
-    problems: &mut Vec<String>,
-) -> SourceSettings {
-    must_be_directory("--manifests", directory, problems);
-    for (given, option) in [
-        (args.apiserver.is_some(), "--apiserver"),
-        (args.endpoints_api.is_some(), "--endpoints-api"),
-    ] {
-        if given {
-            problems.push(format!(
-                "{option} is about an API server and means nothing with --manifests"
-            ));
-        }
-    }
-    let ranges = match &args.service_cluster_ip_range {
-        Some(list) => list.0.iter().map(|cidr| cidr.0).collect(),
-        None => default_cluster_ip_ranges(),
-    };
-    if ranges.is_empty() {
-        problems.push("--service-cluster-ip-range is empty: name one range a family".to_owned());
-    }
-    one_a_family("--service-cluster-ip-range", &ranges, problems);
-    for range in &ranges {
-        if range.max_prefix_len() - range.prefix_len() < 2 {
-            problems.push(format!(
-                "--service-cluster-ip-range {range} has no room for Services: at least four addresses \
-                 are needed"
-            ));
-        }
-    }
-    SourceSettings::Manifests(ManifestSettings {
-        directory: directory.to_owned(),
-        cluster_ip_ranges: ranges,
-        state_dir: args
-            .state_dir
-            .clone()
-            .unwrap_or_else(|| default_state_dir(bpffs)),
-    })
-}
-
-fn check_cluster(args: &RunArgs, problems: &mut Vec<String>) -> SourceSettings {
-    for (given, option) in [
-        (
-            args.service_cluster_ip_range.is_some(),
-            "--service-cluster-ip-range",
-        ),
-        (args.state_dir.is_some(), "--state-dir"),
-    ] {
-        if given {
-            problems.push(format!(
-                "{option} belongs to --manifests: in a cluster the API server allocates addresses"
-            ));
-        }
-    }
-    let apiservers = args.apiserver.clone().map_or_else(Vec::new, |list| list.0);
-    for url in &apiservers {
-        let host = url
-            .strip_prefix("https://")
-            .or_else(|| url.strip_prefix("http://"));
-        if host.is_none_or(|host| host.is_empty() || host.starts_with(['/', ':'])) {
-            problems.push(format!(
-                "--apiserver `{url}` is not a URL such as https://10.0.0.1:6443"
-            ));
-        }
-    }
-    match &args.kubeconfig {
-        Some(path) => {
-            if let Err(error) = std::fs::File::open(path) {
-                problems.push(format!("cannot read --kubeconfig {}: {error}", path.display()));
-            }
-        }
-        None if !Path::new(SERVICE_ACCOUNT_TOKEN).exists() => problems.push(
-            "neither --kubeconfig nor --manifests is given, and this process is not a pod with a \
-             service account: name a cluster with --kubeconfig FILE or a directory with --manifests DIR"
-                .to_owned(),
-        ),
-        None => {}
-    }
-    SourceSettings::Cluster(ClusterSettings {
-        kubeconfig: args.kubeconfig.clone(),
-        apiservers,
-        endpoints: args.endpoints_api.unwrap_or_default(),
-    })
-}
-
-/// What a cluster made with the usual tools has.
-fn default_cluster_ip_ranges() -> Vec<IpNet> {
-    ["10.96.0.0/16", "fd00:10:96::/112"]
-        .iter()
-        .filter_map(|text| text.parse().ok())
-        .collect()
-}
-
-/// A directory for each `--bpffs`, so that agents side by side do not share allocations.
-fn default_state_dir(bpffs: &Path) -> PathBuf {
-    Path::new("/var/lib/lb-agent").join(escaped(bpffs))
-}
-
-fn nets(list: Option<List<Cidr>>) -> Vec<IpNet> {
-    list.map_or_else(Vec::new, |list| list.0.iter().map(|cidr| cidr.0).collect())
-}
-
-fn one_a_family(option: &str, ranges: &[IpNet], problems: &mut Vec<String>) {
-    for family in [Family::V4, Family::V6] {
-        let of_family: Vec<String> = ranges
-            .iter()
-            .filter(|range| Family::of(range.addr()) == family)
-            .map(ToString::to_string)
-            .collect();
-        if of_family.len() > 1 {
-            problems.push(format!(
-                "{option} names {} of one family: at most one range a family is possible",
-                of_family.join(" and ")
-            ));
-        }
-    }
-}
-
-fn must_be_absolute(option: &str, path: &Path, problems: &mut Vec<String>) {
-    if !path.is_absolute() {
-        problems.push(format!(
-            "{option} {} must be an absolute path",
-            path.display()
-        ));
-    }
-}
-
-fn must_be_directory(option: &str, path: &Path, problems: &mut Vec<String>) {
-    match std::fs::metadata(path) {
-        Ok(found) if found.is_dir() => {}
-        Ok(_) => problems.push(format!("{option} {} is not a directory", path.display())),
-        Err(error) => problems.push(format!(
-            "{option} {} cannot be used: {error}",
-            path.display()
-        )),
     }
 }
 

@@ -66,41 +66,41 @@ impl Presence {
         std::fs::write(&fresh, serde_json::to_vec_pretty(self)?)?;
         std::fs::rename(&fresh, file)
     }
+}
 
-    /// Keeps the file in step with the snapshots until `shutdown`, then removes it.
-    pub async fn keep(
-        mut self,
-        file: PathBuf,
-        mut snapshots: watch::Receiver<Snapshot>,
-        shutdown: CancellationToken,
-    ) {
-        loop {
-            {
-                let snapshot = snapshots.borrow_and_update();
-                self.last_sync = snapshot
-                    .last_sync
-                    .and_then(|at| Timestamp::try_from(at).ok())
-                    .map(|at| at.to_string());
-                self.last_error.clone_from(&snapshot.last_error);
-            }
-            if let Err(error) = self.write(&file) {
-                tracing::warn!(
-                    file = %file.display(), %error,
-                    "cannot leave a note for `lb-agent status`; it will know less"
-                );
-                return;
-            }
-            tokio::select! {
-                changed = async {
-                    tokio::time::sleep(PAUSE).await;
-                    snapshots.changed().await
-                } => if changed.is_err() { break },
-                () = shutdown.cancelled() => break,
-            }
+/// Keeps the file in step with the snapshots until `shutdown`, then removes it.
+pub async fn keep(
+    mut presence: Presence,
+    file: PathBuf,
+    mut snapshots: watch::Receiver<Snapshot>,
+    shutdown: CancellationToken,
+) {
+    loop {
+        {
+            let snapshot = snapshots.borrow_and_update();
+            presence.last_sync = snapshot
+                .last_sync
+                .and_then(|at| Timestamp::try_from(at).ok())
+                .map(|at| at.to_string());
+            presence.last_error.clone_from(&snapshot.last_error);
         }
-        // Gone already is as good; nothing else can be done about a failure at the end.
-        let _ = std::fs::remove_file(&file);
+        if let Err(error) = presence.write(&file) {
+            tracing::warn!(
+                file = %file.display(), %error,
+                "cannot leave a note for `lb-agent status`; it will know less"
+            );
+            return;
+        }
+        tokio::select! {
+            changed = async {
+                tokio::time::sleep(PAUSE).await;
+                snapshots.changed().await
+            } => if changed.is_err() { break },
+            () = shutdown.cancelled() => break,
+        }
     }
+    // Gone already is as good; nothing else can be done about a failure at the end.
+    let _ = std::fs::remove_file(&file);
 }
 
 #[cfg(test)]
@@ -119,7 +119,7 @@ mod tests {
             node: "a".to_owned(),
             ..Presence::default()
         };
-        let keeper = tokio::spawn(presence.keep(file.clone(), snapshots, shutdown.clone()));
+        let keeper = tokio::spawn(keep(presence, file.clone(), snapshots, shutdown.clone()));
         // Paused clock: each sleep ends when the keeper has done what it can.
         tokio::time::sleep(PAUSE / 2).await;
         assert_eq!(Presence::read(&file).unwrap().last_sync, None);

@@ -103,13 +103,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         ended
     } else {
         tracing::info!("stopping; what is loaded goes on without the agent");
-        match tokio::time::timeout(STOP, agent).await {
-            Ok(ended) => ended,
-            Err(_) => {
-                tracing::warn!("the agent did not come to rest in time; leaving");
-                return Ok(());
-            }
-        }
+        let Ok(ended) = tokio::time::timeout(STOP, agent).await else {
+            tracing::warn!("the agent did not come to rest in time; leaving");
+            return Ok(());
+        };
+        ended
     };
     // Its file is removed at the end; a failure of that is nobody's concern.
     let _ = tokio::time::timeout(STOP, note).await;
@@ -258,6 +256,11 @@ async fn leave_note(
             .map_or_else(String::new, |address| address.to_string()),
         ..Presence::default()
     };
-    note.keep(presence::file_of(&settings.bpffs), snapshots, shutdown)
-        .await;
+    presence::keep(
+        note,
+        presence::file_of(&settings.bpffs),
+        snapshots,
+        shutdown,
+    )
+    .await;
 }

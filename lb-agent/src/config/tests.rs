@@ -1,8 +1,11 @@
 //! Merging and validation, each rule by the sentence a person gets.
 
+use super::check::{check, default_state_dir};
+use super::file::merge;
 use super::*;
 use crate::cli::args::{Cli, Command};
 use clap::Parser;
+use std::path::Path;
 
 fn typed(arguments: &[&str]) -> RunArgs {
     let all = ["lb-agent", "run"].iter().chain(arguments);

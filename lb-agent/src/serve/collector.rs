@@ -4,14 +4,14 @@
 use crate::app::{LATENCY_BUCKETS, Snapshot};
 use crate::datapath::{Fill, ReadError, Reader, ServiceView};
 use crate::model::desired::Family;
-use crate::serve::catalog::{self, Kind, Metric};
+use crate::serve::catalog::{self, Metric};
+use crate::serve::page::{Sample, Value, write};
 use crate::serve::process::ProcessFacts;
 use lb_common::addr::Protocol;
 use lb_common::table::{BackendState, LAYOUT_VERSION};
 use lb_common::verdict::Reason;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
-use prometheus_client::metrics::MetricType;
+use prometheus_client::encoding::DescriptorEncoder;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -95,81 +95,6 @@ pub struct NodeMetrics<T> {
     pub livez: Answers,
 }
 
-/// One line of the page: values of the metric's labels in their order, and the value.
-struct Sample<'a> {
-    labels: Vec<Cow<'a, str>>,
-    value: Value,
-}
-
-enum Value {
-    Count(u64),
-    Number(f64),
-    Histogram { sum: f64, buckets: Vec<(f64, u64)> },
-}
-
-impl<'a> Sample<'a> {
-    /// A sample without labels.
-    fn plain(value: Value) -> Self {
-        Self {
-            labels: Vec::new(),
-            value,
-        }
-    }
-
-    fn labelled(labels: impl IntoIterator<Item = &'a str>, value: Value) -> Self {
-        Self {
-            labels: labels.into_iter().map(Cow::Borrowed).collect(),
-            value,
-        }
-    }
-}
-
-/// Writes one metric with its samples.
-fn write<'a>(
-    encoder: &mut DescriptorEncoder<'_>,
-    metric: &Metric,
-    samples: impl IntoIterator<Item = Sample<'a>>,
-) -> fmt::Result {
-    let kind = match metric.kind {
-        Kind::Counter => MetricType::Counter,
-        Kind::Gauge => MetricType::Gauge,
-        Kind::Histogram => MetricType::Histogram,
-    };
-    let mut page = encoder.encode_descriptor(metric.name, metric.help, None, kind)?;
-    for sample in samples {
-        debug_assert_eq!(sample.labels.len(), metric.labels.len(), "{}", metric.name);
-        let labels: Vec<(&str, &str)> = metric
-            .labels
-            .iter()
-            .zip(&sample.labels)
-            .map(|(name, value)| (*name, value.as_ref()))
-            .collect();
-        if labels.is_empty() {
-            write_value(&mut page, metric.kind, sample.value)?;
-        } else {
-            write_value(&mut page.encode_family(&labels)?, metric.kind, sample.value)?;
-        }
-    }
-    Ok(())
-}
-
-fn write_value(line: &mut MetricEncoder<'_>, kind: Kind, value: Value) -> fmt::Result {
-    match (value, kind) {
-        (Value::Count(value), Kind::Counter) => {
-            line.encode_counter::<NoLabelSet, _, f64>(&value, None)
-        }
-        (Value::Number(value), Kind::Counter) => {
-            line.encode_counter::<NoLabelSet, _, f64>(&value, None)
-        }
-        (Value::Count(value), _) => line.encode_gauge(&value),
-        (Value::Number(value), _) => line.encode_gauge(&value),
-        (Value::Histogram { sum, buckets }, _) => {
-            let count = buckets.iter().map(|(_, count)| count).sum();
-            line.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
-        }
-    }
-}
-
 impl<T: TableView> Collector for NodeMetrics<T> {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let encoder = &mut encoder;
@@ -228,10 +153,10 @@ impl<T> NodeMetrics<T> {
 }
 
 /// The values of the labels that name a service port; `more` follow.
-fn service_labels<'a>(
-    service: &'a ServiceView,
+fn service_labels(
+    service: &ServiceView,
     more: impl IntoIterator<Item = &'static str>,
-) -> Vec<Cow<'a, str>> {
+) -> Vec<Cow<'_, str>> {
     let name = &service.name;
     [
         Cow::Borrowed(name.service.namespace.as_str()),

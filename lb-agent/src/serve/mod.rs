@@ -5,6 +5,7 @@ pub mod catalog;
 mod collector;
 pub mod health;
 mod http;
+mod page;
 mod process;
 pub mod reference;
 #[cfg(test)]

@@ -32,8 +32,8 @@ impl ProcessFacts {
                 .ok()
                 .map(|fds| fds.count() as u64),
             start_seconds: stat.zip(boot_time()).and_then(|(stat, boot)| {
-                let start = boot + seconds(stat.start_ticks, ticks);
-                start
+                let began = boot + seconds(stat.start_ticks, ticks);
+                began
                     .duration_since(UNIX_EPOCH)
                     .ok()
                     .map(|since| since.as_secs_f64())

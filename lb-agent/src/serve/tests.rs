@@ -245,7 +245,7 @@ async fn a_health_address_that_is_taken_is_tried_again() {
     let served = fixture(None, snapshot()).served;
     let shutdown = CancellationToken::new();
     let (bound, heard) = oneshot::channel();
-    let server = tokio::spawn(serve_health(address, served, shutdown.clone(), |address| {
+    let listener = tokio::spawn(serve_health(address, served, shutdown.clone(), |address| {
         let _ = bound.send(address);
     }));
     // The clock is paused: it moves on to the next attempt as soon as everybody waits.
@@ -253,5 +253,5 @@ async fn a_health_address_that_is_taken_is_tried_again() {
     drop(holder);
     assert_eq!(heard.await.unwrap(), address);
     shutdown.cancel();
-    server.await.unwrap();
+    listener.await.unwrap();
 }
