@@ -110,3 +110,57 @@ fn a_lab_leaves_no_namespace_cgroup_or_mount_behind() {
         .collect();
     assert!(left.is_empty(), "{left:?}");
 }
+
+/// Not a test: what [`a_killed_test_leaves_nothing_behind`] runs and kills.
+#[test]
+#[ignore = "run by another test, in a process of its own"]
+fn builds_a_lab_and_waits_to_be_killed() {
+    let lab = Lab::single(PodNetwork::Routed).unwrap();
+    let pod = lab.node(0).add_pod("web").unwrap();
+    let _server = Server::start(pod.place(), "web", 8080).unwrap();
+    lab.bpffs("node0").unwrap();
+    println!("lab={}", lab.name());
+    std::thread::park();
+}
+
+#[test]
+fn a_killed_test_leaves_nothing_behind() {
+    lb_lab::require_root();
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "builds_a_lab_and_waits_to_be_killed",
+            "--ignored",
+            "--nocapture",
+        ])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = std::io::BufReader::new(child.stdout.take().unwrap());
+    let line = std::io::BufRead::lines(output)
+        .map(Result::unwrap)
+        .find(|line| line.contains("lab="))
+        .unwrap();
+    let name = line.split_once("lab=").unwrap().1.to_owned();
+    let traces = || {
+        let mut places = vec!["/run/netns".into(), lb_lab::janitor::state_dir()];
+        places.push(lb_lab::cgroup::mount_point().unwrap());
+        let names = places
+            .into_iter()
+            .filter_map(|place| std::fs::read_dir(place).ok())
+            .flatten();
+        names
+            .flatten()
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with(&name))
+            .count()
+    };
+    assert!(traces() >= 4);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // The janitor is nobody's child here: its end cannot be awaited, only its work seen.
+    let end = std::time::Instant::now() + Duration::from_secs(60);
+    while traces() > 0 && std::time::Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(traces(), 0);
+}
