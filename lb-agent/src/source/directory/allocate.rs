@@ -90,6 +90,7 @@ pub struct Allocator {
     pub(super) held: BTreeMap<ObjectName, Allocation>,
     pub(super) address_owner: HashMap<IpAddr, ObjectName>,
     pub(super) port_owner: HashMap<u16, ObjectName>,
+    revision: u64,
 }
 
 impl Allocator {
@@ -101,6 +102,7 @@ impl Allocator {
             held: BTreeMap::new(),
             address_owner,
             port_owner,
+            revision: 0,
         };
         for (name, allocation) in held {
             allocator.hold(name, allocation);
@@ -113,8 +115,17 @@ impl Allocator {
         &self.held
     }
 
+    /// Another number whenever [`Self::held`] may be another.
+    pub const fn revision(&self) -> u64 {
+        self.revision
+    }
+
     /// Gives everything of a Service back.
-    pub fn release(&mut self, name: &ObjectName) -> Option<Allocation> {
+    pub fn release(&mut self, name: &ObjectName) {
+        self.revision += u64::from(self.take(name).is_some());
+    }
+
+    fn take(&mut self, name: &ObjectName) -> Option<Allocation> {
         let allocation = self.held.remove(name)?;
         for address in &allocation.cluster_ips {
             if self.address_owner.get(&address.value) == Some(name) {
@@ -152,6 +163,7 @@ impl Allocator {
             .flatten()
             .filter_map(|address| address.parse().ok())
             .collect();
+        let before = held.clone();
         for address in &mut held.cluster_ips {
             address.named &= named.contains(&address.value);
         }
@@ -164,6 +176,7 @@ impl Allocator {
         for (key, port) in &mut held.node_ports {
             port.named &= ports.get(key) == Some(&i32::from(port.value));
         }
+        self.revision += u64::from(*held != before);
     }
 
     /// Whether a Service names values and already holds all of them: those go first, so that of
@@ -199,7 +212,7 @@ impl Allocator {
     /// has changed.
     pub fn assign(&mut self, service: &mut Service) -> Result<BTreeSet<ObjectName>, FieldErrors> {
         let name = name_of(&service.metadata);
-        let old = self.release(&name);
+        let old = self.take(&name);
         let mut draft = Draft::new(self, &name, old.as_ref());
         let spec = service.spec.get_or_insert_default();
         let mut completed = spec.clone();
@@ -219,12 +232,13 @@ impl Allocator {
             self.give_way(other, &new);
         }
         *spec = completed;
+        self.revision += u64::from(old.as_ref() != Some(&new));
         self.hold(name, new);
         Ok(evict)
     }
 
     fn give_way(&mut self, other: &ObjectName, to: &Allocation) {
-        let Some(mut allocation) = self.release(other) else {
+        let Some(mut allocation) = self.take(other) else {
             return;
         };
         let taken = |port: &Held<u16>| to.ports().any(|new| new.value == port.value);

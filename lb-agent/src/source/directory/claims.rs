@@ -3,10 +3,12 @@
 //! Files that do not parse and Services that are refused keep what they were last good for; of two
 //! documents of the same object the first by path and position is taken.
 
-use super::object::{Manifest, ObjectKey};
+use super::derive::read;
+use super::object::{Manifest, ObjectKey, ObjectKind};
 use super::parse::{Cut, Parsed, Shape, parse};
 use super::{defaults, validate};
 use crate::source::{Problem, SourceRefusal};
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -55,7 +57,11 @@ impl File {
 pub struct Claims {
     files: BTreeMap<Arc<Path>, File>,
     objects: BTreeMap<ObjectKey, BTreeMap<Position, Json>>,
+    recalled: Kept,
 }
+
+/// The last good objects of files that are troubled now: a restart must not lose them.
+pub type Kept = BTreeMap<PathBuf, Vec<Value>>;
 
 /// What an edit of files changed.
 #[derive(Debug, Default)]
@@ -67,6 +73,61 @@ pub struct Touched {
 }
 
 impl Claims {
+    /// Nothing but what was kept of files that were troubled when the last agent ended.
+    pub fn new(kept: Kept) -> Self {
+        Self {
+            recalled: kept,
+            ..Self::default()
+        }
+    }
+
+    /// What to keep for the next start.
+    pub fn kept(&self) -> Kept {
+        let stays = |problem: &SourceRefusal| {
+            let stays = [Problem::Unparsable, Problem::Unreadable, Problem::Refused];
+            stays.contains(&problem.problem)
+        };
+        let troubled = self
+            .files
+            .iter()
+            .filter(|(_, file)| file.problems.iter().any(stays));
+        troubled
+            .filter(|(_, file)| !file.documents.is_empty())
+            .map(|(path, file)| {
+                let json = |(index, key): (&usize, &ObjectKey)| {
+                    self.objects.get(key)?.get(&(path.clone(), *index))
+                };
+                let objects = file.documents.iter().filter_map(json);
+                (
+                    path.to_path_buf(),
+                    objects.filter_map(|json| read(json)).collect(),
+                )
+            })
+            .collect()
+    }
+
+    /// A file seen for the first time, with what was kept of it.
+    fn recall(&mut self, path: &Arc<Path>, touched: &mut BTreeSet<ObjectKey>) -> File {
+        let mut file = File::default();
+        let mut documents = BTreeMap::new();
+        for (index, value) in self
+            .recalled
+            .remove(&**path)
+            .into_iter()
+            .flatten()
+            .enumerate()
+        {
+            let field = |name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default();
+            let kind = ObjectKind::of(field("apiVersion"), field("kind"));
+            let manifest = kind.and_then(|kind| Manifest::from_value(kind, value).ok());
+            documents.extend(
+                manifest.and_then(|manifest| Some((index, (manifest.key(), manifest.to_json()?)))),
+            );
+        }
+        self.replace(path, &mut file, documents, touched);
+        file
+    }
+
     /// The document that is taken for an object.
     pub fn winner(&self, key: &ObjectKey) -> Option<(&Path, &Json)> {
         let ((path, _), json) = self.objects.get(key)?.first_key_value()?;
@@ -113,7 +174,10 @@ impl Claims {
         let mut touched = Touched::default();
         for (path, edit) in edits {
             let path: Arc<Path> = path.into();
-            let mut file = self.files.remove(&path).unwrap_or_default();
+            let mut file = match self.files.remove(&path) {
+                Some(file) => file,
+                None => self.recall(&path, &mut touched.objects),
+            };
             let before = std::mem::take(&mut file.problems);
             match edit {
                 Edit::Gone => {
@@ -133,6 +197,8 @@ impl Claims {
             let after = self.files.get(&path).map(|file| file.problems.clone());
             touched.problems.push((before, after.unwrap_or_default()));
         }
+        // Files that were troubled and are no more: deleted while no agent ran.
+        self.recalled.clear();
         touched
     }
 

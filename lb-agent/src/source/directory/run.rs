@@ -1,10 +1,10 @@
 //! The directory as a running source: disk → store → channel, and what to write down before.
 
-use super::allocate::{Allocation, Ranges};
+use super::allocate::Ranges;
+use super::claims::Kept;
 use super::disk::{Disk, Events};
-use super::state::StateFile;
+use super::state::{StateError, StateFiles};
 use super::store::{Step, Store};
-use crate::model::desired::ObjectName;
 use crate::source::{Change, Problem, Report, SourceRefusal};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -29,8 +29,9 @@ pub struct DirectorySource {
 struct Worker {
     disk: Disk,
     store: Store,
-    state: StateFile,
-    written: BTreeMap<ObjectName, Allocation>,
+    state: StateFiles,
+    revision: u64,
+    kept: Kept,
     troubles: BTreeMap<PathBuf, String>,
 }
 
@@ -50,20 +51,18 @@ impl DirectorySource {
     }
 
     async fn watch(&self, changes: &mpsc::Sender<Change>, reports: &mpsc::Sender<Report>) {
-        let state = StateFile::new(self.state_directory.clone());
-        let (held, unreadable) = match state.load() {
-            Ok(held) => (held, None),
-            Err(error) => (BTreeMap::new(), Some(error.to_string())),
-        };
+        let state = StateFiles::new(self.state_directory.clone());
+        let (written, unusable) = state.load();
         let mut worker = Worker {
             disk: Disk::new(self.directory.clone()),
-            store: Store::new(&self.node, self.ranges.clone(), held.clone()),
-            written: held,
+            store: Store::new(&self.node, self.ranges.clone(), written),
+            revision: 0,
+            kept: Kept::new(),
             troubles: BTreeMap::new(),
             state,
         };
-        if let Some(sentence) = unreadable {
-            let report = trouble(&worker.state.path(), sentence);
+        for error in unusable {
+            let report = trouble(&self.state_directory, error.to_string());
             if reports.send(report).await.is_err() {
                 return;
             }
@@ -152,15 +151,31 @@ impl Worker {
 
     /// Before anybody can see a value it is on disk, or its loss is announced.
     fn write_down(&mut self, reports: &mut Vec<Report>) {
-        if self.store.held() == &self.written {
-            return;
+        let revision = self.store.revision();
+        if revision != self.revision {
+            let result = self.state.save_held(self.store.held());
+            self.revision = if result.is_ok() {
+                revision
+            } else {
+                self.revision
+            };
+            self.say_saved(&self.state.allocations(), result, reports);
         }
-        let path = self.state.path();
-        let result = self.state.save(self.store.held());
-        if result.is_ok() {
-            self.written.clone_from(self.store.held());
+        let kept = self.store.kept();
+        if kept != self.kept {
+            let result = self.state.save_kept(&kept);
+            self.kept = if result.is_ok() { kept } else { Kept::new() };
+            self.say_saved(&self.state.kept(), result, reports);
         }
-        self.say(&path, result.err().map(|error| error.to_string()), reports);
+    }
+
+    fn say_saved(
+        &mut self,
+        path: &Path,
+        result: Result<(), StateError>,
+        reports: &mut Vec<Report>,
+    ) {
+        self.say(path, result.err().map(|error| error.to_string()), reports);
     }
 
     /// Says a trouble once, and its end once.

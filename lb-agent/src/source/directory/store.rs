@@ -1,7 +1,7 @@
 //! The directory's pure core: edits of files in, changes of objects and reports out.
 
 use super::allocate::{Allocation, Allocator, Ranges};
-use super::claims::{Claims, Edit};
+use super::claims::{Claims, Edit, Kept};
 use super::derive::{Derived, OutputKey, read};
 use crate::model::desired::ObjectName;
 use crate::source::{Change, Kind, Object, Report, SourceRefusal};
@@ -16,6 +16,15 @@ pub struct Store {
     listed: bool,
 }
 
+/// What must be written down for a restart to change nothing.
+#[derive(Debug, Default)]
+pub struct Written {
+    /// Who holds which addresses and ports.
+    pub held: BTreeMap<ObjectName, Allocation>,
+    /// The last good objects of troubled files.
+    pub kept: Kept,
+}
+
 /// What one set of edits leads to.
 #[derive(Debug)]
 pub struct Step {
@@ -26,19 +35,29 @@ pub struct Step {
 }
 
 impl Store {
-    /// A store that has read nothing, for this node, continuing from written allocations.
-    pub fn new(node: &str, ranges: Ranges, held: BTreeMap<ObjectName, Allocation>) -> Self {
-        let derived = Derived::new(node.to_owned(), Allocator::new(ranges, held));
+    /// A store that has read nothing, for this node, continuing from what was written down.
+    pub fn new(node: &str, ranges: Ranges, written: Written) -> Self {
+        let derived = Derived::new(node.to_owned(), Allocator::new(ranges, written.held));
         Self {
-            claims: Claims::default(),
+            claims: Claims::new(written.kept),
             derived,
             listed: false,
         }
     }
 
-    /// What must be written down for a restart to change nothing.
+    /// The last good objects of files that are troubled now.
+    pub fn kept(&self) -> Kept {
+        self.claims.kept()
+    }
+
+    /// Who holds which addresses and ports.
     pub const fn held(&self) -> &BTreeMap<ObjectName, Allocation> {
         self.derived.allocator().held()
+    }
+
+    /// Another number whenever [`Self::held`] may be another.
+    pub const fn revision(&self) -> u64 {
+        self.derived.allocator().revision()
     }
 
     /// Takes edits. The first call is the complete listing.

@@ -12,7 +12,7 @@ struct Fixture(Store);
 
 impl Fixture {
     fn new() -> Self {
-        Self(Store::new("here", Ranges::default(), BTreeMap::new()))
+        Self(Store::new("here", Ranges::default(), Written::default()))
     }
 
     fn edit(&mut self, files: &[(&str, &str)]) -> (Vec<Change>, Vec<Report>) {
@@ -213,8 +213,12 @@ fn a_duplicate_node_port_is_refused_until_it_is_free() {
 fn allocations_are_stable_over_restarts() {
     let mut store = Fixture::new();
     let (before, _) = store.edit(&[("a.yaml", WEB)]);
-    let held = store.0.held().clone();
-    let mut again = Fixture(Store::new("here", Ranges::default(), held));
+    let written = Written {
+        held: store.0.held().clone(),
+        kept: store.0.kept(),
+    };
+    assert!(written.kept.is_empty());
+    let mut again = Fixture(Store::new("here", Ranges::default(), written));
     let other = WEB.replace("name: web", "name: another");
     let (after, _) = again.edit(&[("a.yaml", WEB), ("0.yaml", &other)]);
     let web = after
@@ -364,4 +368,26 @@ fn an_unreadable_file_keeps_what_it_held() {
     )]);
     assert_eq!(told(&changes), [""; 0]);
     assert_eq!(refused(&reports)[0].0, Problem::Unreadable);
+}
+
+#[test]
+fn a_broken_file_keeps_its_last_good_objects_over_restarts() {
+    let mut store = Fixture::new();
+    let (before, _) = store.edit(&[("web.yaml", WEB)]);
+    for broken in ["kind: [", &WEB.replace("port: 80,", "port: 0,")] {
+        store.edit(&[("web.yaml", broken)]);
+        let written = Written {
+            held: store.0.held().clone(),
+            kept: store.0.kept(),
+        };
+        assert_eq!(written.kept.len(), 1);
+        let mut again = Fixture(Store::new("here", Ranges::default(), written));
+        let (after, reports) = again.edit(&[("web.yaml", broken)]);
+        assert_eq!(service(&after), service(&before));
+        assert!(refused(&reports)[0].1.contains(" stay"), "{reports:?}");
+        let (changes, _) = again.raw(vec![("web.yaml", Edit::Gone)]);
+        assert_eq!(told(&changes), ["delete Service web"]);
+    }
+    store.edit(&[("web.yaml", WEB)]);
+    assert!(store.0.kept().is_empty());
 }
