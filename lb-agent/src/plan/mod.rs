@@ -6,7 +6,7 @@
 //! other change.
 //!
 //! Writes are idempotent and ordered so that a stop between any two of them leaves a state that
-//! serves: backends and their filter bits, slots, the service's name, its window words and flags,
+//! serves: filter bits, backends, slots, the service's name, its window words and flags,
 //! frontends; then, the other way round, frontends away, backends faded. What running programs may
 //! still be looking at (windows, the records of removed services) is retired and comes back by
 //! [`Planner::graced`], after a grace period; backends that flows still use, by

@@ -147,8 +147,10 @@ pub(super) struct Steps {
 
 impl Steps {
     pub(super) fn in_order(self) -> Vec<Op> {
-        let mut ops = self.backends;
-        ops.extend(self.bits);
+        // Bits before backends: a backend that is there is never hidden, also not from the next
+        // life of an agent that was killed in between and takes it for written.
+        let mut ops = self.bits;
+        ops.extend(self.backends);
         ops.extend(self.slots);
         ops.extend(self.services);
         ops.extend(self.frontends);
