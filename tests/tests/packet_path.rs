@@ -2,8 +2,8 @@
 //! out byte for byte as the host's core says.
 
 use anyhow::Result;
-use lb_common::addr::{Addr, Endpoint, Port, Protocol};
-use lb_common::host::craft::{flaw, tcp, udp};
+use lb_common::addr::{Addr, BackendId, Endpoint, Port, Protocol};
+use lb_common::host::craft::{flaw, icmp_error, tcp, udp};
 use lb_common::host::{HostTables, PacketWorld};
 use lb_common::table::FrontendKind;
 use lb_common::verdict::{Reason, Verdict};
@@ -14,6 +14,7 @@ use std::net::IpAddr;
 /// Buckets of the flow table, here and in the host's world.
 const BUCKETS: u32 = 1024;
 const CONTINUE: i32 = -1;
+const REDIRECT: i32 = 7;
 
 #[test]
 fn every_program_of_the_packet_path_passes_the_verifier() -> Result<()> {
@@ -155,4 +156,50 @@ fn a_conversation_with_a_node_port_is_masqueraded_as_on_the_host() -> Result<()>
 
 fn v4(packet: &[u8]) -> bool {
     packet[0] >> 4 == 4
+}
+/// Pushes a packet that is refused through both and demands the same answer.
+fn refuse(t: &mut Twins, packet: &[u8]) -> Result<()> {
+    let mut expected = packet.to_vec();
+    assert_eq!(t.world.ingress(&mut expected, 1), Verdict::Answer);
+    let outcome = t.object.run("tc_ingress", packet, 1)?;
+    assert_eq!(outcome.code, REDIRECT);
+    assert_eq!(outcome.frame[14..], expected);
+    // The neighbours have changed places.
+    assert_eq!(outcome.frame[..12], [2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1]);
+    assert_eq!(flaw(&expected), None);
+    Ok(())
+}
+
+#[test]
+fn a_service_without_endpoints_refuses_as_on_the_host() -> Result<()> {
+    everywhere(|mut t| {
+        t.world.tables.remove_backend(BackendId(1));
+        t.object.write(&t.world.tables)?;
+        let packet = t.packet(&t.client, &t.cluster_ip, TcpFlags::SYN);
+        refuse(&mut t, &packet)
+    })
+}
+
+#[test]
+fn icmp_errors_are_translated_as_on_the_host() -> Result<()> {
+    everywhere(|mut t| {
+        let (client, frontend) = (t.client, t.node);
+        let request = t.push(true, &t.packet(&client, &frontend, TcpFlags::SYN))?;
+        let masqueraded = t.push(false, &request)?;
+        let router = end(if v4(&request) { "172.16.0.1" } else { "fd00:5::1" }, 0).addr;
+        let (kind, code) = if v4(&request) { (3, 4) } else { (2, 0) };
+        for quoted in [48, 200] {
+            let to = t.node.addr;
+            let error = icmp_error(&router, &to, kind, code, &masqueraded, quoted);
+            let error = t.push(true, &error)?;
+            t.push(false, &error)?;
+            let reply = t.packet(&frontend, &client, TcpFlags::ACK);
+            let error = icmp_error(&router, &to, kind, code, &reply, quoted);
+            let error = t.push(true, &error)?;
+            t.push(false, &error)?;
+        }
+        assert_eq!(t.object.reason(Reason::IcmpErrorTranslated)?, 8);
+        assert_eq!(t.world.tables.reasons.borrow()[Reason::IcmpErrorTranslated as usize], 8);
+        Ok(())
+    })
 }

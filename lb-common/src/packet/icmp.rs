@@ -1,25 +1,267 @@
-//! ICMP errors follow the flow of the packet they quote.
+//! ICMP errors follow the flow of the packet they quote, in either direction, so that both ends see
+//! the conversation they know: as with netfilter, the error's own addresses are translated too.
+//!
+//! ```text
+//! quote                  hook      quote becomes          error
+//! snat end → backend     ingress   client → backend       goes to the client
+//! client → backend       egress    client → frontend      comes from the frontend
+//! frontend → client      ingress   backend → client       goes to the backend
+//! backend → client       egress    backend → snat end     comes from the SNAT address
+//! ```
 
-use super::{Headers, Next, Packet, World};
+use super::parse::{Thorough, thorough};
+use super::{Covers, Failed, Headers, Next, Packet, World, snat};
+use crate::addr::{Addr, Endpoint, Protocol};
+use crate::env::{PacketTables, Tables};
+use crate::flow::{FlowState, Flows};
 use crate::table::Config;
+use crate::verdict::Reason;
+use crate::wire::{Difference, Icmp, Ipv4, Ipv6, Ports, Tcp, Udp, icmpv4, icmpv6};
+
+/// What is to become of an error.
+struct Translation {
+    /// The quoted packet's source.
+    source: Endpoint,
+    /// The quoted packet's destination.
+    destination: Endpoint,
+    /// The error's source.
+    from: Addr,
+    /// The error's destination.
+    to: Addr,
+}
 
 /// Treats an ICMP packet that has arrived.
 #[inline(always)]
 pub(super) fn ingress<P: Packet, W: World>(
-    _packet: &mut P,
-    _world: &W,
-    _headers: &Headers,
+    packet: &mut P,
+    world: &W,
+    config: &Config,
+    error: &Headers,
 ) -> Next {
-    Next::Continue
+    let Some(quoted) = quoted(packet, error) else {
+        return Next::Continue;
+    };
+    match arriving(world, config, error, &quoted) {
+        Some(translation) => apply(packet, world, error, &quoted, &translation),
+        None => Next::Continue,
+    }
 }
 
 /// Treats an ICMP packet that is about to leave.
 #[inline(always)]
 pub(super) fn egress<P: Packet, W: World>(
-    _packet: &mut P,
-    _world: &W,
-    _config: &Config,
-    _headers: &Headers,
+    packet: &mut P,
+    world: &W,
+    config: &Config,
+    error: &Headers,
 ) -> Next {
+    let Some(quoted) = quoted(packet, error) else {
+        return Next::Continue;
+    };
+    match leaving(world, config, error, &quoted) {
+        Some(translation) => apply(packet, world, error, &quoted, &translation),
+        None => Next::Continue,
+    }
+}
+
+/// The packet an error quotes, if it is an error about TCP or UDP.
+#[inline(always)]
+fn quoted<P: Packet>(packet: &P, error: &Headers) -> Option<Headers> {
+    let icmp = packet.load::<Icmp>(error.transport)?;
+    let is_error = if error.source.addr.is_v4() {
+        icmpv4::is_error(icmp.kind)
+    } else {
+        icmpv6::is_error(icmp.kind)
+    };
+    if !is_error {
+        return None;
+    }
+    match thorough(packet, error.transport + Icmp::LENGTH) {
+        // A quoted later fragment has no ports, and senders need not be told about one.
+        Thorough::Segment(quoted) if quoted.source.port.0 != 0 => Some(quoted),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn arriving<W: World>(
+    world: &W,
+    config: &Config,
+    error: &Headers,
+    quoted: &Headers,
+) -> Option<Translation> {
+    let flows = world.flows();
+    if snat::is_snat_port(config, quoted.source.port)
+        && let Some(flow) = flows.by_alias(&quoted.source, &quoted.destination, quoted.protocol)
+    {
+        // A flow that kept the client's address is translated in one step at egress.
+        if flow.state & FlowState::SNAT_PORT_ONLY != 0 {
+            return None;
+        }
+        return Some(Translation {
+            source: flow.client,
+            destination: quoted.destination,
+            from: error.source.addr,
+            to: flow.client.addr,
+        });
+    }
+    let flow = flows.by_frontend(&quoted.destination, &quoted.source, quoted.protocol)?;
+    let backend = world.tables().backend(flow.backend)?;
+    let mut client = quoted.destination;
+    if flow.state & FlowState::SNAT_PORT_ONLY != 0 {
+        client.port = flow.snat_port;
+    }
+    Some(Translation {
+        source: Endpoint {
+            addr: backend.addr,
+            port: backend.port,
+        },
+        destination: client,
+        from: error.source.addr,
+        to: backend.addr,
+    })
+}
+
+#[inline(always)]
+fn leaving<W: World>(
+    world: &W,
+    config: &Config,
+    error: &Headers,
+    quoted: &Headers,
+) -> Option<Translation> {
+    let flows = world.flows();
+    let (source, destination) = (&quoted.source, &quoted.destination);
+    // About a request.
+    let mut flow = flows.by_backend(source, destination, quoted.protocol);
+    if flow.is_none() && snat::is_snat_port(config, source.port) {
+        flow = flows
+            .by_alias(source, destination, quoted.protocol)
+            .filter(|flow| flow.state & FlowState::SNAT_PORT_ONLY != 0);
+    }
+    if let Some(flow) = flow {
+        return Some(Translation {
+            source: flow.client,
+            destination: flow.frontend,
+            from: flow.frontend.addr,
+            to: error.destination.addr,
+        });
+    }
+    // About a reply.
+    let flow = flows.by_backend(destination, source, quoted.protocol)?;
+    if flow.state & FlowState::SNAT_PORT_ONLY != 0 || flow.snat_port.0 == 0 {
+        return None;
+    }
+    let addr = world.tables().snat_address(flow.snat_address.0)?;
+    Some(Translation {
+        source: *source,
+        destination: Endpoint {
+            addr,
+            port: flow.snat_port,
+        },
+        from: addr,
+        to: error.destination.addr,
+    })
+}
+
+#[inline(always)]
+fn apply<P: Packet, W: World>(
+    packet: &mut P,
+    world: &W,
+    error: &Headers,
+    quoted: &Headers,
+    translation: &Translation,
+) -> Next {
+    let done = rewrite_quote(packet, error, quoted, translation)
+        .and_then(|change| rewrite_error(packet, error, translation, change));
+    if done.is_err() {
+        world.tables().count(Reason::RewriteFailed);
+        return Next::Drop;
+    }
+    world.tables().count(Reason::IcmpErrorTranslated);
     Next::Continue
+}
+
+/// Rewrites the quoted packet with its checksums, as far as they are there; returns how much the
+/// data of the error has changed.
+#[inline(always)]
+fn rewrite_quote<P: Packet>(
+    packet: &mut P,
+    error: &Headers,
+    quoted: &Headers,
+    translation: &Translation,
+) -> Result<Difference, Failed> {
+    let at = error.transport + Icmp::LENGTH;
+    let (source, destination) = (&translation.source, &translation.destination);
+    let addresses = Difference::NONE
+        .replace_address(&quoted.source.addr, &source.addr)
+        .replace_address(&quoted.destination.addr, &destination.addr);
+    let ports = Difference::NONE
+        .replace_port(quoted.source.port, source.port)
+        .replace_port(quoted.destination.port, destination.port);
+    let mut change = addresses.plus(ports);
+
+    if quoted.source.addr.is_v4() {
+        let checksum = addresses.apply(Ipv4::checksum_of(quoted.ipv4_word));
+        let word = Ipv4::with_checksum(quoted.ipv4_word, checksum);
+        change = change.replace_word(quoted.ipv4_word, word);
+        packet.store(
+            at + Ipv4::WORD_AT,
+            &[word, source.addr.v4_word(), destination.addr.v4_word()],
+        )?;
+    } else {
+        packet.store(at + Ipv6::SOURCE_AT, &source.addr.words())?;
+        packet.store(at + Ipv6::DESTINATION_AT, &destination.addr.words())?;
+    }
+    packet.store(quoted.transport + Ports::SOURCE_AT, &source.port.0)?;
+    packet.store(
+        quoted.transport + Ports::DESTINATION_AT,
+        &destination.port.0,
+    )?;
+
+    let is_udp = quoted.protocol.0 == Protocol::UDP.0;
+    let checksum_at = quoted.transport
+        + if is_udp {
+            Udp::CHECKSUM_AT
+        } else {
+            Tcp::CHECKSUM_AT
+        };
+    if checksum_at + 2 > error.length {
+        return Ok(change);
+    }
+    let Some(old) = packet.load::<u16>(checksum_at) else {
+        return Ok(change);
+    };
+    if is_udp && old == 0 {
+        return Ok(change);
+    }
+    let mut new = addresses.plus(ports).apply(old);
+    if is_udp && new == 0 {
+        new = 0xffff;
+    }
+    packet.store(checksum_at, &new)?;
+    Ok(change.replace_half(old, new))
+}
+
+/// Rewrites the error's own addresses and its checksum.
+#[inline(always)]
+fn rewrite_error<P: Packet>(
+    packet: &mut P,
+    error: &Headers,
+    translation: &Translation,
+    change: Difference,
+) -> Result<(), Failed> {
+    let checksum_at = error.transport + Icmp::CHECKSUM_AT;
+    packet.change_checksum(checksum_at, change, Covers::Payload, false)?;
+    let (from, to) = (&translation.from, &translation.to);
+    let addresses = Difference::NONE
+        .replace_address(&error.source.addr, from)
+        .replace_address(&error.destination.addr, to);
+    if error.source.addr.is_v4() {
+        let checksum = addresses.apply(Ipv4::checksum_of(error.ipv4_word));
+        let word = Ipv4::with_checksum(error.ipv4_word, checksum);
+        return packet.store(Ipv4::WORD_AT, &[word, from.v4_word(), to.v4_word()]);
+    }
+    packet.change_checksum(checksum_at, addresses, Covers::PseudoHeaderV6, false)?;
+    packet.store(Ipv6::SOURCE_AT, &from.words())?;
+    packet.store(Ipv6::DESTINATION_AT, &to.words())
 }

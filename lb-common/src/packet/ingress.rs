@@ -28,7 +28,7 @@ pub fn ingress<P: Packet, W: World>(stage: Stage, packet: &mut P, world: &W) -> 
             None => Next::Continue,
         },
         Stage::Icmp => match kept(world) {
-            Some(headers) => icmp::ingress(packet, world, &headers),
+            Some(headers) => icmp::ingress(packet, world, config, &headers),
             None => Next::Continue,
         },
         Stage::Open => match kept(world) {

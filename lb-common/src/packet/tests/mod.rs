@@ -3,7 +3,10 @@
 //! The stage: a client outside, a node with a pod that is a backend and one that is a client, and a
 //! second backend on another node; every test runs for both families.
 
+mod errors;
 mod flows;
+mod fragments;
+mod refuse;
 mod rewrite;
 mod translate;
 
