@@ -4,7 +4,7 @@
 //! proved elsewhere.
 
 use anyhow::{Context, Result, anyhow};
-use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray};
 use aya::programs::{
     CgroupAttachMode, CgroupSock, CgroupSockAddr, Program, SchedClassifier, SockOps,
 };
@@ -14,8 +14,8 @@ use lb_common::addr::{Addr, BackendId, Port, Protocol, ServiceId};
 use lb_common::feature::{self, Feature};
 use lb_common::flow::WORDS;
 use lb_common::table::{
-    AddressBits, Backend, BackendCounters, Config, Frontend, FrontendKey, LocalAddress, Service,
-    ServiceCounters, Slot, name,
+    AddressBits, Affinity, AffinityKey, Backend, BackendCounters, Config, Frontend, FrontendKey,
+    LocalAddress, NamespaceAddresses, Service, ServiceCounters, Slot, name,
 };
 use lb_common::verdict::Reason;
 use std::fs::File;
@@ -111,6 +111,11 @@ impl KernelObject {
             .load(&bytes)
             .context("cannot create the maps of the eBPF object")?;
         Ok(Self { ebpf })
+    }
+
+    /// True if the running kernel's socket hooks can refuse with an errno of their own.
+    pub fn refuses() -> bool {
+        running_features() & Feature::SET_RETVAL != 0
     }
 
     /// The object itself, for what has no method here.
@@ -228,6 +233,26 @@ impl KernelObject {
         self.put(name::SERVICES, id.0, service)
     }
 
+    /// A service's record as it stands.
+    pub fn read_service(&mut self, id: ServiceId) -> Result<Service> {
+        Ok(self.array::<Service>(name::SERVICES)?.get(&id.0, 0)?.0)
+    }
+
+    /// A backend's record as it stands.
+    pub fn read_backend(&mut self, id: BackendId) -> Result<Backend> {
+        Ok(self.array::<Backend>(name::BACKENDS)?.get(&id.0, 0)?.0)
+    }
+
+    /// What is known of the namespace with this cookie.
+    pub fn namespace(&mut self, cookie: u64) -> Result<Option<NamespaceAddresses>> {
+        get(&self.hash(name::NAMESPACES)?, cookie)
+    }
+
+    /// What is remembered of a client.
+    pub fn affinity(&mut self, key: AffinityKey) -> Result<Option<Affinity>> {
+        get(&self.hash(name::AFFINITY)?, key)
+    }
+
     /// Writes a slot.
     pub fn slot(&mut self, index: u32, slot: Slot) -> Result<()> {
         self.put(name::SLOTS, index, slot)
@@ -285,6 +310,19 @@ impl KernelObject {
     /// A backend's counters, one for each CPU.
     pub fn backend_counters(&self, id: BackendId) -> Result<Vec<BackendCounters>> {
         self.per_cpu(name::BACKEND_COUNTERS, id.0)
+    }
+}
+
+/// Looks `key` up.
+fn get<K, V>(map: &HashMap<&mut MapData, Raw<K>, Raw<V>>, key: K) -> Result<Option<V>>
+where
+    K: Copy + FromBytes + IntoBytes + Immutable + 'static,
+    V: Copy + FromBytes + IntoBytes + Immutable + 'static,
+{
+    match map.get(&Raw(key), 0) {
+        Ok(value) => Ok(Some(value.0)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 

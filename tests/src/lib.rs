@@ -5,5 +5,6 @@ pub mod endtoend;
 pub mod foreign;
 pub mod kernel;
 pub mod object;
+pub mod raw;
 pub mod socket_world;
 pub mod stage;

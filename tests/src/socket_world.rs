@@ -8,9 +8,12 @@ use lb_common::table::{
     Backend, BackendState, Config, EmptyAction, Frontend, FrontendKey, FrontendKind, Membership,
     Service, Slot, Window,
 };
-use lb_lab::{Lab, Pod, PodNetwork, Server};
+use lb_common::verdict::Reason;
+use lb_lab::{Lab, Pod, PodNetwork, Process, Server};
 use std::collections::HashMap;
+use std::io::Read;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use zerocopy::FromZeros;
 
 /// Where the servers listen.
@@ -107,6 +110,31 @@ impl World {
         }
     }
 
+    /// Starts a process of the client pod that opens something and holds it open until the
+    /// returned writer is dropped.
+    pub fn hold(
+        &self,
+        open: impl FnOnce() -> Result<Box<dyn AsRawFd>>,
+    ) -> (Process, std::io::PipeWriter) {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let descriptor = writer.as_raw_fd();
+        let process = Process::start(self.client.place(), move |ready| {
+            let held = open()?;
+            // SAFETY: the child's copy of the writer; nobody in the child uses it.
+            unsafe { libc::close(descriptor) };
+            ready.tell()?;
+            reader.read_to_end(&mut Vec::new())?;
+            drop(held);
+            Ok(String::new())
+        });
+        (process.unwrap(), writer)
+    }
+
+    /// The backend that was made last.
+    pub fn last_backend(&self) -> BackendId {
+        BackendId(self.backends - 1)
+    }
+
     /// The address of a pod's server, in the family of `like`.
     pub fn endpoint(&self, name: &str, like: SocketAddr) -> Endpoint {
         Endpoint {
@@ -143,6 +171,47 @@ impl World {
     /// Adds a frontend to a service.
     pub fn frontend(&mut self, key: FrontendKey, id: ServiceId, kind: FrontendKind) {
         self.kernel.frontend(key, Frontend::new(id, kind)).unwrap();
+    }
+
+    /// Connections (or UDP conversations) of a service port: begun, and ended.
+    pub fn connections(&self, id: ServiceId) -> (u64, u64) {
+        let counters = self.kernel.service_counters(id).unwrap();
+        (
+            counters.iter().map(|cpu| cpu.socket_opened).sum(),
+            counters.iter().map(|cpu| cpu.socket_closed).sum(),
+        )
+    }
+
+    /// The same of a backend.
+    pub fn backend_connections(&self, id: BackendId) -> (u64, u64) {
+        let counters = self.kernel.backend_counters(id).unwrap();
+        (
+            counters.iter().map(|cpu| cpu.socket_opened).sum(),
+            counters.iter().map(|cpu| cpu.socket_closed).sum(),
+        )
+    }
+
+    /// Refusals of a service port.
+    pub fn refusals(&self, id: ServiceId) -> u64 {
+        let counters = self.kernel.service_counters(id).unwrap();
+        counters.iter().map(|cpu| cpu.socket_rejected).sum()
+    }
+
+    /// How often `reason` was counted.
+    pub fn reason(&self, reason: Reason) -> u64 {
+        self.kernel.reason(reason).unwrap()
+    }
+
+    /// Changes the configuration.
+    pub fn configure(&mut self, change: impl FnOnce(&mut Config)) {
+        let mut config = self.kernel.read_config().unwrap();
+        change(&mut config);
+        self.kernel.config(&config).unwrap();
+    }
+
+    /// The service's record as it stands.
+    pub fn service(&mut self, id: ServiceId) -> Service {
+        self.kernel.read_service(id).unwrap()
     }
 
     /// Publishes new windows for a service: both sets hold all endpoints. Returns the backends'
