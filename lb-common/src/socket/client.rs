@@ -148,9 +148,9 @@ pub(super) fn adopt<T: SocketTables, E: Env, S: Records>(
     {
         return;
     }
-    socket.with_record(false, |record| {
+    if let Some(mut record) = socket.record(false) {
         record.flags &= !ConnectedSocket::CHOSEN_FOR_NAMESPACE;
-    });
+    }
     let cookie = namespace();
     let mut addresses = match tables.namespace_addresses(cookie) {
         Some(known) => known,

@@ -1,25 +1,27 @@
 //! The list of conversations in an unconnected UDP socket's record: search, begin, end.
 //!
-//! Nothing here asks a table: the caller holds the record's lock, under which the kernel allows no
-//! calls. At most one entry names a given backend address and port, so an answer has one owner.
+//! While the record's guard lives no table is asked: the kernel allows no calls under the lock. At
+//! most one entry names a given backend address and port, so an answer has one owner.
 
+use super::{Records, SocketTables, close};
 use crate::addr::{BackendId, Endpoint, ServiceId, Tick};
+use crate::env::Env;
 use crate::table::{Conversation, UnconnectedSocket};
 
-/// What [`begin`] did.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Begun {
-    /// It stands; these two had their place or their backend and have ended (backend 0: nobody).
-    Yes([(ServiceId, BackendId); 2]),
-    /// Another live conversation of the socket uses this backend for another frontend.
-    Ambiguous,
-    /// Every entry is in a live conversation.
-    Full,
-}
+/// [`enter`]: the conversation is in the record.
+pub const ENTERED: u32 = 0;
+/// [`enter`]: another live conversation of the socket uses the backend for another frontend.
+pub const AMBIGUOUS: u32 = 1;
+/// [`enter`]: there is no record, or every entry of it is in a live conversation.
+pub const FULL: u32 = 2;
+
+/// After this time without a datagram a conversation has ended, in seconds (nf_conntrack's default
+/// for UDP streams, which kube-proxy's UDP flows live by).
+pub const IDLE_SECONDS: u32 = 120;
 
 /// The number of the first used entry that `matches`, or one past the last place.
 #[inline(always)]
-fn search(table: &mut UnconnectedSocket, matches: impl Fn(&Conversation) -> bool) -> usize {
+fn search(table: &mut UnconnectedSocket, matches: impl Fn(&Conversation) -> bool) -> u32 {
     let used = table.used as usize;
     let mut found = table.entries.len();
     let mut index = 0;
@@ -40,7 +42,7 @@ fn search(table: &mut UnconnectedSocket, matches: impl Fn(&Conversation) -> bool
     {
         table.found = found as u32;
     }
-    core::hint::black_box(&mut *table).found as usize
+    core::hint::black_box(&mut *table).found
 }
 
 #[inline(always)]
@@ -57,18 +59,35 @@ fn is_backend(entry: &Conversation, backend: &Endpoint) -> bool {
         && entry.backend != BackendId(0)
 }
 
-/// The conversation with `frontend` as it was, and marks it as used now.
+/// The number of the conversation with `frontend`, or one past the last place.
+///
+/// In the kernel a function of its own, verified once: see [`Socket`](super::Socket).
+#[inline(always)]
+pub fn place_of<S: Records>(socket: &S, frontend: &Endpoint) -> u32 {
+    match socket.conversations(false) {
+        Some(mut table) => search(&mut table, |entry| is_frontend(entry, frontend)),
+        None => u32::MAX,
+    }
+}
+
+/// The conversation in `place` as it was, if it is the one with `frontend`; marks it as used now.
+/// An empty one otherwise: an `Option` would leave the copy unwritten, which kernels before 6.3
+/// do not let a program read, even where it throws the value away.
 #[inline(always)]
 pub(super) fn touch(
     table: &mut UnconnectedSocket,
+    place: u32,
     frontend: &Endpoint,
     now: Tick,
-) -> Option<Conversation> {
-    let index = search(table, |entry| is_frontend(entry, frontend));
-    let entry = table.entries.get_mut(index)?;
-    let before = *entry;
-    entry.last_use = now;
-    Some(before)
+) -> Conversation {
+    let mut before = Conversation::default();
+    if let Some(entry) = table.entries.get_mut(place as usize)
+        && is_frontend(entry, frontend)
+    {
+        before = *entry;
+        entry.last_use = now;
+    }
+    before
 }
 
 /// The frontend whose answers come from `backend`, and marks the conversation as used now.
@@ -78,8 +97,8 @@ pub(super) fn answered(
     backend: &Endpoint,
     now: Tick,
 ) -> Option<Endpoint> {
-    let index = search(table, |entry| is_backend(entry, backend));
-    let entry = table.entries.get_mut(index)?;
+    let place = search(table, |entry| is_backend(entry, backend));
+    let entry = table.entries.get_mut(place as usize)?;
     entry.last_use = now;
     Some(Endpoint {
         addr: entry.frontend,
@@ -87,15 +106,50 @@ pub(super) fn answered(
     })
 }
 
-/// Enters a conversation: in the place of the one with the same frontend, else of an idle one,
-/// else in a new place.
+/// Enters a conversation in the socket's record, which is made if need be. Returns [`ENTERED`],
+/// [`AMBIGUOUS`] or [`FULL`]. The conversations whose place or backend it got have ended.
+///
+/// In the kernel a function of its own, verified once: see [`Socket`](super::Socket).
 #[inline(always)]
-pub(super) fn begin(
+pub fn enter<T: SocketTables, E: Env, S: Records>(
+    tables: &T,
+    env: &E,
+    socket: &S,
+    frontend: &Endpoint,
+    backend: BackendId,
+) -> u32 {
+    let Some(record) = tables.backend(backend) else {
+        return AMBIGUOUS;
+    };
+    let now = env.now();
+    let new = Conversation {
+        frontend: frontend.addr,
+        backend_addr: record.addr,
+        frontend_port: frontend.port,
+        backend_port: record.port,
+        backend,
+        service: record.service,
+        last_use: now,
+    };
+    let Some(mut table) = socket.conversations(true) else {
+        return FULL;
+    };
+    let mut ended = [(ServiceId(0), BackendId(0)); 2];
+    let result = begin(&mut table, &new, now, &mut ended);
+    drop(table);
+    close(tables, ended[0]);
+    close(tables, ended[1]);
+    result
+}
+
+#[inline(always)]
+fn begin(
     table: &mut UnconnectedSocket,
     new: &Conversation,
     now: Tick,
-    idle_ticks: u32,
-) -> Begun {
+    ended: &mut [(ServiceId, BackendId); 2],
+) -> u32 {
+    let idle = Tick::seconds(IDLE_SECONDS);
     let frontend = Endpoint {
         addr: new.frontend,
         port: new.frontend_port,
@@ -104,35 +158,34 @@ pub(super) fn begin(
         addr: new.backend_addr,
         port: new.backend_port,
     };
-    let mut ended = [(ServiceId(0), BackendId(0)); 2];
-
     let rival = search(table, |entry| is_backend(entry, &backend));
-    if let Some(entry) = table.entries.get_mut(rival)
+    if let Some(entry) = table.entries.get_mut(rival as usize)
         && !is_frontend(entry, &frontend)
     {
-        if now.since(entry.last_use) < idle_ticks {
-            return Begun::Ambiguous;
+        if now.since(entry.last_use) < idle {
+            return AMBIGUOUS;
         }
         ended[0] = (entry.service, entry.backend);
         entry.backend = BackendId(0);
     }
 
-    let mut place = search(table, |entry| is_frontend(entry, &frontend));
-    if place >= table.entries.len() {
+    let places = table.entries.len();
+    let mut place = search(table, |entry| is_frontend(entry, &frontend)) as usize;
+    if place >= places {
         place = search(table, |entry| {
-            entry.backend == BackendId(0) || now.since(entry.last_use) >= idle_ticks
-        });
+            entry.backend == BackendId(0) || now.since(entry.last_use) >= idle
+        }) as usize;
     }
-    if place >= table.entries.len() {
+    if place >= places {
         place = table.used as usize;
-        if place < table.entries.len() {
+        if place < places {
             table.used += 1;
         }
     }
     let Some(entry) = table.entries.get_mut(place) else {
-        return Begun::Full;
+        return FULL;
     };
     ended[1] = (entry.service, entry.backend);
     *entry = *new;
-    Begun::Yes(ended)
+    ENTERED
 }

@@ -2,24 +2,15 @@
 //! come from the address that was asked.
 
 use super::client::Caller;
-use super::conversations::{Begun, answered, begin, touch};
+use super::conversations::{AMBIGUOUS, ENTERED, IDLE_SECONDS, answered, touch};
 use super::{
-    Answer, Count, Request, Socket, SocketTables, SocketVerdict, balance, client, close, find,
-    recorded,
+    Answer, Count, Request, Socket, SocketTables, SocketVerdict, balance, client, find, recorded,
 };
 use crate::addr::{BackendId, Endpoint, Tick};
 use crate::balance::{Choice, policy, slot_at};
 use crate::env::Env;
-use crate::table::{Config, Conversation, Frontend, Membership};
+use crate::table::{CONVERSATIONS, Config, Conversation, Frontend, Membership};
 use crate::verdict::Reason;
-
-/// After this time without a datagram a conversation has ended, in seconds (nf_conntrack's default
-/// for UDP streams, which kube-proxy's UDP flows live by).
-pub const IDLE_SECONDS: u32 = 120;
-
-/// How many other backends are tried when the chosen one already answers this socket for another
-/// frontend.
-const OTHER_BACKENDS: u32 = 4;
 
 /// `sendmsg()` with an address, on a socket with or without a peer.
 #[inline(always)]
@@ -34,7 +25,7 @@ pub fn sendmsg<T: SocketTables, E: Env, S: Socket>(
     };
     // A connected socket hears its peer only: the service it is connected to is that peer.
     if socket.is_connected()
-        && let Some(record) = socket.with_record(false, |record| *record)
+        && let Some(record) = socket.record(false).map(|record| *record)
         && record.backend != BackendId(0)
         && record.frontend == request.to.addr
         && record.frontend_port == request.to.port
@@ -44,21 +35,26 @@ pub fn sendmsg<T: SocketTables, E: Env, S: Socket>(
             port: record.backend_port,
         });
     }
-    // Before anything that has many outcomes: the verifier follows the search once for each.
+    let place = socket.place_of(&request.to);
     let now = env.now();
-    let earlier = socket.with_conversations(false, |table| touch(table, &request.to, now));
+    let mut earlier = Conversation::default();
+    if (place as usize) < CONVERSATIONS
+        && let Some(mut table) = socket.conversations(false)
+    {
+        earlier = touch(&mut table, place, &request.to, now);
+    }
     let Some(caller) = Caller::identify(tables, env, socket, request, config, &frontend, host)
     else {
         return SocketVerdict::Untouched;
     };
     let local = uses_local_set(tables, config, &frontend, &caller, request);
-    if let Some(Some(entry)) = earlier
-        && now.since(entry.last_use) < Tick::seconds(IDLE_SECONDS)
-        && still_serves(tables, &entry, &frontend, local)
+    if earlier.backend != BackendId(0)
+        && now.since(earlier.last_use) < Tick::seconds(IDLE_SECONDS)
+        && still_serves(tables, &earlier, &frontend, local)
     {
         return SocketVerdict::Translate(Endpoint {
-            addr: entry.backend_addr,
-            port: entry.backend_port,
+            addr: earlier.backend_addr,
+            port: earlier.backend_port,
         });
     }
     match balance(tables, env, socket, request, config, &frontend, &caller) {
@@ -126,48 +122,38 @@ fn converse<T: SocketTables, E: Env, S: Socket>(
     local: bool,
     may_differ: bool,
 ) -> SocketVerdict {
-    let now = env.now();
-    let start = env.random();
-    let (mut backend, mut endpoint) = (choice.backend, choice.endpoint);
-    let mut tries = 0;
-    loop {
-        let new = Conversation {
-            frontend: request.to.addr,
-            backend_addr: endpoint.addr,
-            frontend_port: request.to.port,
-            backend_port: endpoint.port,
-            backend,
-            service: choice.service,
-            last_use: now,
-        };
-        let begun = socket.with_conversations(true, |table| {
-            begin(table, &new, now, Tick::seconds(IDLE_SECONDS))
-        });
-        match begun {
-            Some(Begun::Yes(ended)) => {
-                close(tables, ended[0]);
-                close(tables, ended[1]);
-                tables.count(Reason::Opened);
-                tables.count_connection(choice.service, backend, Count::Opened);
-                return SocketVerdict::Translate(endpoint);
+    let service = choice.service;
+    let mut chosen = (choice.backend, choice.endpoint);
+    let mut result = socket.enter(&request.to, chosen.0);
+    if may_differ {
+        let start = env.random() >> 1;
+        // Not a loop: kernels before 6.4 take a call at a loop's end for an endless loop.
+        let mut other = |index| {
+            if result == AMBIGUOUS {
+                chosen = slot_at(tables, service, local, start + index).unwrap_or(chosen);
+                result = socket.enter(&request.to, chosen.0);
             }
-            Some(Begun::Ambiguous) => {}
-            Some(Begun::Full) | None => {
-                tables.count(Reason::SocketStorageExhausted);
-                return SocketVerdict::Untouched;
-            }
-        }
-        if !may_differ || tries == OTHER_BACKENDS {
-            break;
-        }
-        let Some(other) = slot_at(tables, choice.service, local, (start >> 1) + tries) else {
-            break;
         };
-        (backend, endpoint) = other;
-        tries += 1;
+        other(0);
+        other(1);
+        other(2);
+        other(3);
     }
-    tables.count(Reason::SocketAmbiguous);
-    SocketVerdict::Untouched
+    match result {
+        ENTERED => {
+            tables.count(Reason::Opened);
+            tables.count_connection(service, chosen.0, Count::Opened);
+            SocketVerdict::Translate(chosen.1)
+        }
+        AMBIGUOUS => {
+            tables.count(Reason::SocketAmbiguous);
+            SocketVerdict::Untouched
+        }
+        _ => {
+            tables.count(Reason::SocketStorageExhausted);
+            SocketVerdict::Untouched
+        }
+    }
 }
 
 /// `recvmsg()` is about to show that a datagram came from `source`: what it should show instead.
@@ -190,5 +176,6 @@ pub fn recvmsg<T: SocketTables, E: Env, S: Socket>(
         });
     }
     let now = env.now();
-    socket.with_conversations(false, |table| answered(table, source, now))?
+    let mut table = socket.conversations(false)?;
+    answered(&mut table, source, now)
 }

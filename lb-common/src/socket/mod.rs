@@ -10,7 +10,8 @@ mod client;
 mod conversations;
 mod datagram;
 
-pub use datagram::{IDLE_SECONDS, recvmsg, sendmsg};
+pub use conversations::{AMBIGUOUS, ENTERED, FULL, IDLE_SECONDS, enter, place_of};
+pub use datagram::{recvmsg, sendmsg};
 
 use crate::addr::{Addr, BackendId, Endpoint, Protocol, ServiceId};
 use crate::balance::{Choice, Decision, decide, find_frontend};
@@ -22,29 +23,30 @@ use crate::table::{
 };
 use crate::verdict::Reason;
 use client::Caller;
+use core::ops::{Deref, DerefMut};
 
 /// The records that live with one socket.
 pub trait Records {
-    /// Access to the record of its connection, `None` if there is none (and, with `create`, none
-    /// could be made). A new record is zeroed.
-    fn with_record<R>(
-        &self,
-        create: bool,
-        access: impl FnOnce(&mut ConnectedSocket) -> R,
-    ) -> Option<R>;
-    /// The same for its conversations, with nobody else reading or writing them meanwhile.
-    /// `access` must not ask the tables.
-    fn with_conversations<R>(
-        &self,
-        create: bool,
-        access: impl FnOnce(&mut UnconnectedSocket) -> R,
-    ) -> Option<R>;
+    /// The record of its connection, `None` if there is none (and, with `create`, none could be
+    /// made). A new record is zeroed.
+    fn record(&self, create: bool) -> Option<impl DerefMut<Target = ConnectedSocket>>;
+    /// Its conversations, likewise. While the guard lives nobody else reads or writes them, and
+    /// the kernel allows no calls: no table may be asked.
+    fn conversations(&self, create: bool) -> Option<impl DerefMut<Target = UnconnectedSocket>>;
     /// A last look at its conversations while it is being released: nobody else has it.
-    fn last_conversations<R>(&self, access: impl FnOnce(&UnconnectedSocket) -> R) -> Option<R>;
+    fn last_conversations(&self) -> Option<impl Deref<Target = UnconnectedSocket>>;
 }
 
 /// One socket, as the hooks of addresses see it.
+///
+/// [`place_of`] and [`enter`] search up to 128 conversations. The verifier follows a search once
+/// for each state the program may be in when it begins, unless it is a function that it verifies
+/// alone (a global function, kernel 5.6): so a socket says how they are called.
 pub trait Socket: Records {
+    /// Calls [`place_of`].
+    fn place_of(&self, frontend: &Endpoint) -> u32;
+    /// Calls [`enter`].
+    fn enter(&self, frontend: &Endpoint, backend: BackendId) -> u32;
     /// The source address it is bound to (by `bind`, or by an earlier `connect`); unspecified if
     /// routing will choose.
     fn source(&self) -> Addr;
@@ -234,14 +236,13 @@ pub fn connect<T: SocketTables, E: Env, S: Socket>(
         service: choice.service,
         flags,
     };
-    let Some(earlier) = socket.with_record(true, |slot| {
-        let earlier = (slot.service, slot.backend);
-        *slot = record;
-        earlier
-    }) else {
+    let Some(mut slot) = socket.record(true) else {
         tables.count(Reason::SocketStorageExhausted);
         return SocketVerdict::Untouched;
     };
+    let earlier = (slot.service, slot.backend);
+    *slot = record;
+    drop(slot);
     close(tables, earlier);
     tables.count(Reason::Opened);
     tables.count_connection(choice.service, choice.backend, Count::Opened);
@@ -251,12 +252,10 @@ pub fn connect<T: SocketTables, E: Env, S: Socket>(
 /// Ends the record of an earlier connection, if there is one.
 #[inline(always)]
 fn forget<T: SocketTables, S: Records>(tables: &T, socket: &S) {
-    let earlier = socket.with_record(false, |slot| {
+    if let Some(mut slot) = socket.record(false) {
         let earlier = (slot.service, slot.backend);
         slot.backend = BackendId(0);
-        earlier
-    });
-    if let Some(earlier) = earlier {
+        drop(slot);
         close(tables, earlier);
     }
 }
@@ -280,7 +279,7 @@ pub fn getpeername<S: Records>(socket: &S, peer: &Endpoint) -> Option<Endpoint> 
 /// The record of the connection, if its backend is `peer`.
 #[inline(always)]
 fn recorded<S: Records>(socket: &S, peer: &Endpoint) -> Option<ConnectedSocket> {
-    let record = socket.with_record(false, |record| *record)?;
+    let record = *socket.record(false)?;
     let ours = record.backend != BackendId(0)
         && record.backend_addr == peer.addr
         && record.backend_port == peer.port;
@@ -297,7 +296,7 @@ pub fn source_chosen<T: SocketTables, E: Env, S: Records>(
     source: &Addr,
     namespace: impl FnOnce() -> u64,
 ) {
-    if let Some(record) = socket.with_record(false, |record| *record) {
+    if let Some(record) = socket.record(false).map(|record| *record) {
         client::adopt(tables, env, socket, &record, source, namespace);
     }
 }
@@ -306,14 +305,15 @@ pub fn source_chosen<T: SocketTables, E: Env, S: Records>(
 #[inline(always)]
 pub fn release<T: SocketTables, S: Records>(tables: &T, socket: &S) {
     forget(tables, socket);
-    socket.last_conversations(|table| {
-        let mut index = 0;
-        while let Some(entry) = table.entries.get(index) {
-            if index >= table.used as usize {
-                break;
-            }
-            close(tables, (entry.service, entry.backend));
-            index += 1;
+    let Some(table) = socket.last_conversations() else {
+        return;
+    };
+    let mut index = 0;
+    while let Some(entry) = table.entries.get(index) {
+        if index >= table.used as usize {
+            break;
         }
-    });
+        close(tables, (entry.service, entry.backend));
+        index += 1;
+    }
 }

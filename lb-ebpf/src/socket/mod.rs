@@ -8,8 +8,10 @@ use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_set_retval};
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
+use core::marker::PhantomData;
+use core::ops::{Deref, DerefMut};
 use core::ptr;
-use lb_common::addr::{Addr, Endpoint, Port, Protocol};
+use lb_common::addr::{Addr, BackendId, Endpoint, Port, Protocol};
 use lb_common::feature::Feature;
 use lb_common::socket::{self, Records, Request, Socket, SocketVerdict};
 use lb_common::table::{ConnectedSocket, UnconnectedSocket};
@@ -38,6 +40,10 @@ trait Family {
     fn message_source(ctx: *mut bpf_sock_addr) -> Addr;
     /// The source the socket is bound to.
     fn bound(sk: *mut bpf_sock) -> Addr;
+    /// [`socket::place_of`] as a global function.
+    fn place_of(ctx: *mut bpf_sock_addr) -> u32;
+    /// [`socket::enter`] as a global function.
+    fn enter(ctx: *mut bpf_sock_addr, backend: u32) -> u32;
 }
 
 /// The hooks of IPv4.
@@ -83,6 +89,16 @@ impl Family for V4 {
     fn bound(sk: *mut bpf_sock) -> Addr {
         Addr::from_v4_word(field!(sk, src_ip4))
     }
+
+    #[inline(always)]
+    fn place_of(ctx: *mut bpf_sock_addr) -> u32 {
+        lb_udp_place4(ctx)
+    }
+
+    #[inline(always)]
+    fn enter(ctx: *mut bpf_sock_addr, backend: u32) -> u32 {
+        lb_udp_enter4(ctx, backend)
+    }
 }
 
 impl Family for V6 {
@@ -124,60 +140,71 @@ impl Family for V6 {
             field!(sk, src_ip6[3]),
         ])
     }
+
+    #[inline(always)]
+    fn place_of(ctx: *mut bpf_sock_addr) -> u32 {
+        lb_udp_place6(ctx)
+    }
+
+    #[inline(always)]
+    fn enter(ctx: *mut bpf_sock_addr, backend: u32) -> u32 {
+        lb_udp_enter6(ctx, backend)
+    }
 }
 
 /// The socket of a sock_addr program.
-struct AddressedSocket {
+struct AddressedSocket<F> {
     ctx: *mut bpf_sock_addr,
     sk: *mut bpf_sock,
-    bound: fn(*mut bpf_sock) -> Addr,
+    storage: Storage,
+    family: PhantomData<F>,
 }
 
-impl AddressedSocket {
+impl<F: Family> AddressedSocket<F> {
     #[inline(always)]
-    fn new<F: Family>(ctx: &SockAddrContext) -> Self {
+    fn new(ctx: *mut bpf_sock_addr) -> Self {
+        let sk: *mut bpf_sock = field!(ctx, __bindgen_anon_1.sk);
         Self {
-            ctx: ctx.sock_addr,
-            sk: field!(ctx.sock_addr, __bindgen_anon_1.sk),
-            bound: F::bound,
+            ctx,
+            sk,
+            storage: Storage(sk.cast()),
+            family: PhantomData,
         }
     }
+}
+
+impl<F: Family> Records for AddressedSocket<F> {
+    #[inline(always)]
+    fn record(&self, create: bool) -> Option<impl DerefMut<Target = ConnectedSocket>> {
+        self.storage.record(create)
+    }
 
     #[inline(always)]
-    fn storage(&self) -> Storage {
-        Storage(self.sk.cast())
+    fn conversations(&self, create: bool) -> Option<impl DerefMut<Target = UnconnectedSocket>> {
+        self.storage.conversations(create)
+    }
+
+    #[inline(always)]
+    fn last_conversations(&self) -> Option<impl Deref<Target = UnconnectedSocket>> {
+        self.storage.last_conversations()
     }
 }
 
-impl Records for AddressedSocket {
+impl<F: Family> Socket for AddressedSocket<F> {
     #[inline(always)]
-    fn with_record<R>(
-        &self,
-        create: bool,
-        access: impl FnOnce(&mut ConnectedSocket) -> R,
-    ) -> Option<R> {
-        self.storage().with_record(create, access)
+    fn place_of(&self, _frontend: &Endpoint) -> u32 {
+        // The function reads the frontend from the context.
+        F::place_of(self.ctx)
     }
 
     #[inline(always)]
-    fn with_conversations<R>(
-        &self,
-        create: bool,
-        access: impl FnOnce(&mut UnconnectedSocket) -> R,
-    ) -> Option<R> {
-        self.storage().with_conversations(create, access)
+    fn enter(&self, _frontend: &Endpoint, backend: BackendId) -> u32 {
+        F::enter(self.ctx, backend.0)
     }
 
-    #[inline(always)]
-    fn last_conversations<R>(&self, access: impl FnOnce(&UnconnectedSocket) -> R) -> Option<R> {
-        self.storage().last_conversations(access)
-    }
-}
-
-impl Socket for AddressedSocket {
     #[inline(always)]
     fn source(&self) -> Addr {
-        (self.bound)(self.sk)
+        F::bound(self.sk)
     }
 
     #[inline(always)]
@@ -210,10 +237,10 @@ fn user_port(ctx: *mut bpf_sock_addr) -> Port {
 }
 
 #[inline(always)]
-fn user<F: Family>(ctx: &SockAddrContext) -> Endpoint {
+fn user<F: Family>(ctx: *mut bpf_sock_addr) -> Endpoint {
     Endpoint {
-        addr: F::user(ctx.sock_addr),
-        port: user_port(ctx.sock_addr),
+        addr: F::user(ctx),
+        port: user_port(ctx),
     }
 }
 
@@ -225,7 +252,10 @@ fn set_user<F: Family>(ctx: &SockAddrContext, endpoint: &Endpoint) {
 
 /// The socket's protocol; anything that is neither TCP nor UDP comes out as 0.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "only numbers below 256 are cast")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "only numbers below 256 are cast"
+)]
 fn protocol(ctx: &SockAddrContext) -> Protocol {
     match field!(ctx.sock_addr, protocol) {
         MPTCP => Protocol::TCP,
@@ -261,14 +291,14 @@ fn carry_out<F: Family>(ctx: &SockAddrContext, verdict: SocketVerdict) -> i32 {
 #[inline(always)]
 fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
     let request = Request {
-        to: user::<F>(ctx),
+        to: user::<F>(ctx.sock_addr),
         protocol: protocol(ctx),
         source: Addr::UNSPECIFIED,
     };
     let verdict = socket::connect(
         &Kernel,
         &Kernel,
-        &AddressedSocket::new::<F>(ctx),
+        &AddressedSocket::<F>::new(ctx.sock_addr),
         &request,
     );
     carry_out::<F>(ctx, verdict)
@@ -277,14 +307,14 @@ fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
 #[inline(always)]
 fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
     let request = Request {
-        to: user::<F>(ctx),
+        to: user::<F>(ctx.sock_addr),
         protocol: protocol(ctx),
         source: F::message_source(ctx.sock_addr),
     };
     let verdict = socket::sendmsg(
         &Kernel,
         &Kernel,
-        &AddressedSocket::new::<F>(ctx),
+        &AddressedSocket::<F>::new(ctx.sock_addr),
         &request,
     );
     carry_out::<F>(ctx, verdict)
@@ -292,8 +322,8 @@ fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn recvmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
-    let socket = AddressedSocket::new::<F>(ctx);
-    if let Some(asked) = socket::recvmsg(&Kernel, &Kernel, &socket, &user::<F>(ctx)) {
+    let socket = AddressedSocket::<F>::new(ctx.sock_addr);
+    if let Some(asked) = socket::recvmsg(&Kernel, &Kernel, &socket, &user::<F>(ctx.sock_addr)) {
         set_user::<F>(ctx, &asked);
     }
     PROCEED
@@ -301,11 +331,53 @@ fn recvmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn getpeername<F: Family>(ctx: &SockAddrContext) -> i32 {
-    let socket = AddressedSocket::new::<F>(ctx);
-    if let Some(asked) = socket::getpeername(&socket, &user::<F>(ctx)) {
+    let socket = AddressedSocket::<F>::new(ctx.sock_addr);
+    if let Some(asked) = socket::getpeername(&socket, &user::<F>(ctx.sock_addr)) {
         set_user::<F>(ctx, &asked);
     }
     PROCEED
+}
+
+#[inline(always)]
+fn place_of<F: Family>(ctx: *mut bpf_sock_addr) -> u32 {
+    socket::place_of(&AddressedSocket::<F>::new(ctx).storage, &user::<F>(ctx))
+}
+
+#[inline(always)]
+fn enter<F: Family>(ctx: *mut bpf_sock_addr, backend: u32) -> u32 {
+    socket::enter(
+        &Kernel,
+        &Kernel,
+        &AddressedSocket::<F>::new(ctx).storage,
+        &user::<F>(ctx),
+        BackendId(backend),
+    )
+}
+
+// Global functions: verified once, each on its own.
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn lb_udp_place4(ctx: *mut bpf_sock_addr) -> u32 {
+    place_of::<V4>(ctx)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn lb_udp_place6(ctx: *mut bpf_sock_addr) -> u32 {
+    place_of::<V6>(ctx)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn lb_udp_enter4(ctx: *mut bpf_sock_addr, backend: u32) -> u32 {
+    enter::<V4>(ctx, backend)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn lb_udp_enter6(ctx: *mut bpf_sock_addr, backend: u32) -> u32 {
+    enter::<V6>(ctx, backend)
 }
 
 /// `connect()` to an IPv4 address, TCP Fast Open and io_uring included.

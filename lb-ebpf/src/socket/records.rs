@@ -8,6 +8,7 @@ use aya_ebpf::btf_maps::{LruHashMap, SkStorage};
 use aya_ebpf::helpers::generated::{bpf_sk_storage_get, bpf_spin_lock, bpf_spin_unlock};
 use aya_ebpf::macros::btf_map;
 use core::ffi::c_void;
+use core::ops::{Deref, DerefMut};
 use core::ptr;
 use lb_common::addr::{BackendId, ServiceId};
 use lb_common::socket::{Count, Records, SocketTables};
@@ -46,48 +47,65 @@ impl Storage {
         let map = ptr::from_ref(map).cast_mut().cast();
         // SAFETY: `map` is a socket storage map and `self.0` a socket (see the type); a null value
         // means zeroed.
-        let value: *mut T = unsafe { bpf_sk_storage_get(map, self.0, ptr::null_mut(), flags) }.cast();
+        let value: *mut T =
+            unsafe { bpf_sk_storage_get(map, self.0, ptr::null_mut(), flags) }.cast();
         (!value.is_null()).then_some(value)
+    }
+}
+
+/// The conversations of a socket under their lock, until it is dropped.
+struct Locked<'a>(&'a mut LockedConversations);
+
+impl Deref for Locked<'_> {
+    type Target = UnconnectedSocket;
+
+    #[inline(always)]
+    fn deref(&self) -> &UnconnectedSocket {
+        &self.0.table
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut UnconnectedSocket {
+        &mut self.0.table
+    }
+}
+
+impl Drop for Locked<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // SAFETY: the lock of this map's value, taken in `conversations`.
+        unsafe { bpf_spin_unlock(&raw mut self.0.lock) };
     }
 }
 
 impl Records for Storage {
     #[inline(always)]
-    fn with_record<R>(
-        &self,
-        create: bool,
-        access: impl FnOnce(&mut ConnectedSocket) -> R,
-    ) -> Option<R> {
+    fn record(&self, create: bool) -> Option<impl DerefMut<Target = ConnectedSocket>> {
         let record = self.find(&CONNECTED, create)?;
         // SAFETY: the element lives as long as the socket. Two hooks on one socket can meet only
         // while its program connects it anew in one thread and receives in another, which then
         // gets the address of one of its two peers.
-        Some(access(unsafe { &mut *record }))
+        Some(unsafe { &mut *record })
     }
 
     #[inline(always)]
-    fn with_conversations<R>(
-        &self,
-        create: bool,
-        access: impl FnOnce(&mut UnconnectedSocket) -> R,
-    ) -> Option<R> {
+    fn conversations(&self, create: bool) -> Option<impl DerefMut<Target = UnconnectedSocket>> {
         let record = self.find(&UNCONNECTED, create)?;
         // SAFETY: the lock is the first field of a live element.
         let lock = unsafe { &raw mut (*record).lock };
-        // SAFETY: `lock` is the lock of this map's value; `access` calls nothing while it is held.
+        // SAFETY: `lock` is the lock of this map's value; whoever holds the guard calls nothing.
         unsafe { bpf_spin_lock(lock) };
         // SAFETY: the lock makes this the only reference.
-        let result = access(unsafe { &mut (*record).table });
-        // SAFETY: it was taken above.
-        unsafe { bpf_spin_unlock(lock) };
-        Some(result)
+        Some(Locked(unsafe { &mut *record }))
     }
 
     #[inline(always)]
-    fn last_conversations<R>(&self, access: impl FnOnce(&UnconnectedSocket) -> R) -> Option<R> {
+    fn last_conversations(&self) -> Option<impl Deref<Target = UnconnectedSocket>> {
         let record = self.find(&UNCONNECTED, false)?;
         // SAFETY: the last descriptor is closed, no other hook runs for this socket any more.
-        Some(access(unsafe { &(*record).table }))
+        Some(unsafe { &(*record).table })
     }
 }
 
