@@ -168,7 +168,7 @@ fn ebpf_lints() -> Result<()> {
 
 /// The case files that the repository carries.
 fn project_cases() -> Result<()> {
-    let dir = workspace::root().join("tests/cases");
+    let dir = workspace::root().join("tests/conformance/cases");
     let mut files: Vec<PathBuf> = dir
         .read_dir()
         .with_context(|| format!("cannot read {}", dir.display()))?

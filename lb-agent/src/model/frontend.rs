@@ -156,3 +156,82 @@ pub fn local_addresses(
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node() -> NodeFacts {
+        NodeFacts {
+            addresses: vec![ip("192.168.0.1")],
+            ..NodeFacts::named("n")
+        }
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("a test address")
+    }
+
+    fn ranges(texts: &[&str]) -> NodePortAddresses {
+        NodePortAddresses::Ranges(
+            texts
+                .iter()
+                .map(|text| text.parse().expect("a test prefix"))
+                .collect(),
+        )
+    }
+
+    #[test]
+    fn loopback_serves_node_ports_on_ipv4_only_and_only_if_asked() {
+        for (address, localhost, on, expected) in [
+            ("127.0.0.1", true, NodePortAddresses::All, true),
+            ("127.0.0.1", false, NodePortAddresses::All, false),
+            ("127.0.0.1", true, ranges(&["192.168.0.0/24"]), false),
+            ("127.0.0.1", true, ranges(&["127.0.0.0/8"]), true),
+            ("127.0.0.1", true, NodePortAddresses::Primary, false),
+            ("::1", true, NodePortAddresses::All, false),
+            ("::1", true, ranges(&["::1/128"]), false),
+        ] {
+            let options = Options {
+                localhost_node_ports: localhost,
+                node_port_addresses: on.clone(),
+                ..Options::default()
+            };
+            assert_eq!(
+                serves_node_ports(&options, &node(), ip(address)),
+                expected,
+                "{address} {localhost} {on:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn primary_means_every_address_of_a_family_the_node_has_none_of() {
+        let options = Options {
+            node_port_addresses: NodePortAddresses::Primary,
+            ..Options::default()
+        };
+        for (address, expected) in [
+            ("192.168.0.1", true),
+            ("192.168.1.1", false),
+            ("fd00::1", true),
+        ] {
+            assert_eq!(
+                serves_node_ports(&options, &node(), ip(address)),
+                expected,
+                "{address}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_address_of_the_node_is_known_as_local_and_only_some_serve() {
+        let options = Options {
+            node_port_addresses: ranges(&["192.168.0.0/24"]),
+            ..Options::default()
+        };
+        let local = local_addresses(&options, &node(), &[ip("192.168.0.1"), ip("10.0.0.1")]);
+        assert_eq!(local[&ip("192.168.0.1")].flags, LocalAddress::NODE_PORTS);
+        assert_eq!(local[&ip("10.0.0.1")].flags, 0);
+    }
+}

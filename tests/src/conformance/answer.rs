@@ -111,30 +111,56 @@ pub(super) enum First {
     Untouched,
 }
 
-/// Sends the first packet of a conversation through both hooks of the packet path.
+/// What is sent.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Kind {
+    /// A TCP connection's first segment.
+    Syn,
+    /// Its answer.
+    SynAck,
+    /// A TCP segment in the middle of a connection.
+    Segment,
+    /// A UDP datagram.
+    Datagram,
+}
+
+/// Sends the first packet of a conversation.
 pub(super) fn first_packet(
     world: &World,
     from: SocketAddr,
     to: SocketAddr,
     protocol: Protocol,
 ) -> Result<First, String> {
-    if protocol == Protocol::SCTP {
+    let kind = match protocol {
+        Protocol::TCP => Kind::Syn,
+        Protocol::UDP => Kind::Datagram,
         // Nothing builds SCTP packets here, and the packet path leaves them alone.
-        return Ok(First::Untouched);
-    }
-    let mut bytes = build(from, to, protocol)?;
+        _ => return Ok(First::Untouched),
+    };
+    send(world, from, to, kind).map(|(first, _)| first)
+}
+
+/// Sends a packet through both hooks of the packet path. Returns its fate and the source it leaves
+/// with.
+pub(super) fn send(
+    world: &World,
+    from: SocketAddr,
+    to: SocketAddr,
+    kind: Kind,
+) -> Result<(First, SocketAddr), String> {
+    let mut bytes = packet(from, to, kind)?;
     let before = bytes.clone();
     let rejected = world.counted(Reason::RejectedNoEndpoint);
     let silent = world.counted(Reason::DroppedNoLocalEndpoint);
     let verdict = world.packets.ingress(&mut bytes, 1);
     if world.counted(Reason::RejectedNoEndpoint) > rejected {
-        return Ok(First::Reject);
+        return Ok((First::Reject, from));
     }
     match verdict {
-        Verdict::Continue if bytes == before => return Ok(First::Untouched),
+        Verdict::Continue if bytes == before => return Ok((First::Untouched, from)),
         Verdict::Continue => {}
         Verdict::Drop if world.counted(Reason::DroppedNoLocalEndpoint) > silent => {
-            return Ok(First::Drop);
+            return Ok((First::Drop, from));
         }
         other => {
             let reasons = world.reasons();
@@ -162,23 +188,28 @@ pub(super) fn first_packet(
     if !masqueraded && source != from {
         return Err(format!("the packet leaves with the source {source}"));
     }
-    Ok(First::Backend(destination, masqueraded))
+    Ok((First::Backend(destination, masqueraded), source))
 }
 
-/// A SYN or a datagram, from its IP header on.
-fn build(from: SocketAddr, to: SocketAddr, protocol: Protocol) -> Result<Vec<u8>, String> {
+/// A packet, from its IP header on.
+pub(super) fn packet(from: SocketAddr, to: SocketAddr, kind: Kind) -> Result<Vec<u8>, String> {
     let start = match (from.ip(), to.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ipv4(from.octets(), to.octets(), 64),
         (IpAddr::V6(from), IpAddr::V6(to)) => PacketBuilder::ipv6(from.octets(), to.octets(), 64),
         _ => return Err(format!("{from} and {to} are of two families")),
     };
     let mut bytes = Vec::new();
-    let written = if protocol == Protocol::UDP {
+    let written = if kind.protocol() == Protocol::UDP {
         start
             .udp(from.port(), to.port())
             .write(&mut bytes, b"asked")
     } else {
-        let segment = start.tcp(from.port(), to.port(), 1, 1000).syn();
+        let segment = start.tcp(from.port(), to.port(), 1, 1000);
+        let segment = match kind {
+            Kind::Syn => segment.syn(),
+            Kind::SynAck => segment.syn().ack(2),
+            Kind::Segment | Kind::Datagram => segment.ack(2),
+        };
         segment.write(&mut bytes, &[])
     };
     written.map_err(|error| format!("the packet cannot be built: {error}"))?;
@@ -186,7 +217,7 @@ fn build(from: SocketAddr, to: SocketAddr, protocol: Protocol) -> Result<Vec<u8>
 }
 
 /// Source and destination of a packet.
-fn ends(bytes: &[u8]) -> Result<(SocketAddr, SocketAddr), String> {
+pub(super) fn ends(bytes: &[u8]) -> Result<(SocketAddr, SocketAddr), String> {
     let packet = SlicedPacket::from_ip(bytes)
         .map_err(|error| format!("the packet cannot be parsed any more: {error}"))?;
     let (from, to): (IpAddr, IpAddr) = match packet.net {

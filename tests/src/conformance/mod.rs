@@ -5,6 +5,7 @@
 mod affinity;
 mod answer;
 mod endpoints;
+mod lifetime;
 mod node;
 mod outcome;
 mod services;
@@ -130,7 +131,7 @@ const SECTIONS: [Section; 14] = [
     ),
     section(
         "lifetimeCases",
-        tracking::lifetime,
+        lifetime::run,
         &["frontends", "setup", "event", "expect", "origin2"],
     ),
 ];

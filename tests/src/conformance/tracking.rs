@@ -98,10 +98,3 @@ pub(super) fn health_server(case: &Value) -> Outcome {
         _ => "healthCheckNodePort servers (section 11) are not yet served".to_owned(),
     })
 }
-
-/// `lifetimeCases` are prose about connections that live through a change.
-pub(super) fn lifetime(_case: &Value) -> Outcome {
-    Outcome::Skipped(
-        "it is prose about live connections; the traffic tests hold connections through the same changes".to_owned(),
-    )
-}

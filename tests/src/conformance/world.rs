@@ -125,6 +125,17 @@ pub(super) fn family(text: &str) -> Result<Family, Outcome> {
     }
 }
 
+/// A node whose pods have the addresses of this range, like those of all other nodes.
+pub(super) fn node_pods(range: &str) -> Node {
+    Node {
+        detect_local: DetectLocal {
+            cluster_cidrs: range.parse().into_iter().collect(),
+            ..DetectLocal::default()
+        },
+        ..Node::default()
+    }
+}
+
 /// `namespace/name`.
 pub(super) fn object_name(text: &str) -> ObjectName {
     let (namespace, name) = text.split_once('/').unwrap_or(("", text));
