@@ -2,6 +2,9 @@
 //! says which writes; the datapath writes. What happened is published as a [`Snapshot`].
 
 mod agent;
+mod durations;
+
+pub use durations::Durations;
 
 use crate::datapath::{Datapath, Fill, Options, StartError};
 use crate::model::State;
@@ -9,14 +12,9 @@ use crate::net;
 use crate::source::Change;
 use agent::Agent;
 use std::io;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-
-/// Upper bounds of the buckets of [`Snapshot::latency`], in seconds.
-pub const LATENCY_BUCKETS: [f64; 10] = [
-    0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 1.0, 10.0,
-];
 
 /// What is not served, or not as it should be, and why.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -36,21 +34,16 @@ pub struct Snapshot {
     pub synced: bool,
     /// When the tables were last brought in line.
     pub last_sync: Option<SystemTime>,
-    /// How long that took, from the first change taken to the last write.
-    pub sync_duration: Duration,
-    /// How often the tables were brought in line.
-    pub syncs: u64,
+    /// How long it took each time, from the first change taken to the last write.
+    pub sync_duration: Durations,
+    /// From the moment an endpoint changed, as its slice's annotation tells, to the last write.
+    pub programming: Durations,
     /// Writes done so far.
     pub writes: u64,
     /// Writes that failed so far; each was tried again.
     pub write_failures: u64,
     /// The last failure, until a write succeeds.
     pub last_error: Option<String>,
-    /// From the arrival of a change to its last write: counts for each of [`LATENCY_BUCKETS`] and
-    /// one for everything above (not cumulative).
-    pub latency: [u64; LATENCY_BUCKETS.len() + 1],
-    /// Sum of the same, in seconds.
-    pub latency_sum: f64,
     /// What is refused now.
     pub refusals: Vec<Refusal>,
     /// What services ask for and this version does not do.

@@ -83,6 +83,7 @@ fn show(args: &DirectoryArgs) -> anyhow::Result<()> {
 fn clean(args: &DirectoryArgs) -> anyhow::Result<()> {
     privileges::check().map_err(anyhow::Error::msg)?;
     let removed = datapath::cleanup(&args.bpffs)?;
+    presence::forget(&args.bpffs);
     if removed.is_empty() {
         return print("Nothing to remove.\n");
     }

@@ -1,6 +1,6 @@
 //! The agent's state and the loop around it.
 
-use super::{AppError, LATENCY_BUCKETS, Refusal, Snapshot};
+use super::{AppError, Refusal, Snapshot};
 use crate::datapath::{Datapath, DeviceProblem};
 use crate::model::desired::ServicePortName;
 use crate::model::node::NodeFacts;
@@ -45,6 +45,10 @@ pub(super) struct Agent {
     ops: VecDeque<Op>,
     /// When the oldest change behind `ops` came.
     since: Option<Instant>,
+    /// When the endpoints behind `ops` changed, as far as their slices tell.
+    triggers: Vec<Timestamp>,
+    /// What happened before is not this process's latency.
+    started: Timestamp,
     /// What is to be waited for once `ops` is empty.
     fence: Option<Fence>,
     waiting: Option<Waiting>,
@@ -72,6 +76,8 @@ impl Agent {
             facts: Facts::default(),
             ops: VecDeque::new(),
             since: None,
+            triggers: Vec::new(),
+            started: Timestamp::now(),
             fence: None,
             waiting: None,
             retry: None,
@@ -126,8 +132,8 @@ impl Agent {
         if !self.state.is_complete() {
             return;
         }
-        // The moments of slices are measured by the model; without this call they would pile up.
-        self.state.take_trigger_times(Timestamp::MIN);
+        let triggers = self.state.take_trigger_times(self.started);
+        self.triggers.extend(triggers.into_values().flatten());
         if *self.state.node() != self.node {
             self.node = self.state.node().clone();
             self.configure();
@@ -215,19 +221,20 @@ impl Agent {
             self.wait_for(fence);
         }
         let took = self.since.take().map(|since| since.elapsed());
+        let triggers = std::mem::take(&mut self.triggers);
+        let now = SystemTime::now();
         self.snapshot.send_modify(|snapshot| {
             snapshot.writes += done;
             snapshot.last_error = None;
             if let Some(took) = took {
-                snapshot.syncs += 1;
-                snapshot.last_sync = Some(SystemTime::now());
-                snapshot.sync_duration = took;
-                snapshot.latency_sum += took.as_secs_f64();
-                let bucket = LATENCY_BUCKETS
-                    .iter()
-                    .position(|bound| took.as_secs_f64() <= *bound)
-                    .unwrap_or(LATENCY_BUCKETS.len());
-                snapshot.latency[bucket] += 1;
+                snapshot.last_sync = Some(now);
+                snapshot.sync_duration.observe(took);
+                for at in triggers {
+                    // A clock set back in between makes no negative latency.
+                    let moment = SystemTime::from(at);
+                    let latency = now.duration_since(moment).unwrap_or_default();
+                    snapshot.programming.observe(latency);
+                }
             }
         });
         if took.is_some() {

@@ -68,6 +68,13 @@ impl Presence {
     }
 }
 
+/// Removes the note of a directory that was cleaned up, which an agent that was killed leaves.
+pub fn forget(bpffs: &Path) {
+    // Gone already is as good, and other agents' notes keep the directory.
+    let _ = std::fs::remove_file(file_of(bpffs));
+    let _ = std::fs::remove_dir(DIRECTORY);
+}
+
 /// Keeps the file in step with the snapshots until `shutdown`, then removes it.
 pub async fn keep(
     mut presence: Presence,
@@ -101,6 +108,9 @@ pub async fn keep(
     }
     // Gone already is as good; nothing else can be done about a failure at the end.
     let _ = std::fs::remove_file(&file);
+    if let Some(directory) = file.parent() {
+        let _ = std::fs::remove_dir(directory);
+    }
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use crate::source::{Change, Report};
 use anyhow::Context;
 use k8s_openapi::jiff::Timestamp;
 use std::collections::BTreeMap;
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -40,6 +41,7 @@ pub fn start_log(format: LogFormat) -> anyhow::Result<()> {
     };
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     let started = match format {
         LogFormat::Text => log.with_target(false).try_init(),
@@ -242,7 +244,6 @@ async fn leave_note(
         synced = snapshots.wait_for(|snapshot| snapshot.synced) => if synced.is_err() { return },
         () = shutdown.cancelled() => return,
     }
-    tracing::info!("the first sync is complete");
     let health = tokio::time::timeout(Duration::from_secs(1), address).await;
     let note = Presence {
         pid: std::process::id(),

@@ -102,12 +102,12 @@ metrics! {
     LAST_SYNC = "kubeproxy_sync_proxy_rules_last_timestamp_seconds" Gauge &[],
         "When the tables were last brought in line, Unix time.",
         "kube-proxy's name; both families are written in one pass, so there is no ip_family label. Absent before the first.";
-    PROGRAMMING = "lb_programming_duration_seconds" Histogram &[],
-        "Time from the arrival of a change in the agent to its last write.",
-        "kubeproxy_network_programming_duration_seconds begins at the endpoint controller's timestamp instead; it is not served.";
-    SYNCS = "lb_syncs" Counter &[],
-        "How often the tables were brought in line.",
-        "";
+    SYNC_DURATION = "kubeproxy_sync_proxy_rules_duration_seconds" Histogram &[],
+        "Time to bring the tables in line, from the first change taken to the last write.",
+        "kube-proxy's name, without ip_family.";
+    PROGRAMMING = "kubeproxy_network_programming_duration_seconds" Histogram &[],
+        "Time from the change of an endpoint, as its slice's last-change-trigger-time tells, to the last write.",
+        "kube-proxy's name, without ip_family. Nothing is counted for slices without the annotation, as those of a directory, and for changes from before the agent's start.";
     WRITES = "lb_table_writes" Counter &[],
         "Writes to the tables.",
         "";
@@ -130,7 +130,7 @@ metrics! {
         "What the source could not take now: files that do not parse, an API server that does not answer.",
         "";
     NOT_SERVED = "lb_not_served" Gauge &["what"],
-        "Kinds of traffic that this configuration leaves to others, 1 each.",
+        "What is not yet served: 1 for traffic that this configuration leaves to others, else the number of services that ask for it.",
         "";
     HEALTHZ = "kubeproxy_proxy_healthz" Counter &["code"],
         "Answers of /healthz by status code.",

@@ -1,7 +1,7 @@
 //! The metrics page: made anew at each scrape from the live tables and the agent's snapshot.
 //! Nothing is cached and nothing is copied while nobody asks.
 
-use crate::app::{LATENCY_BUCKETS, Snapshot};
+use crate::app::Snapshot;
 use crate::datapath::{Fill, ReadError, Reader, ServiceView};
 use crate::model::desired::Family;
 use crate::serve::catalog::{self, Metric};
@@ -131,12 +131,18 @@ impl<T> NodeMetrics<T> {
                 .iter()
                 .map(|(problem, count)| Sample::labelled([*problem], Value::Count(*count))),
         )?;
+        let mut not_served: BTreeMap<&str, u64> = BTreeMap::new();
+        let snapshot = self.snapshot.borrow();
+        let asked_for = snapshot.not_served.iter().map(|one| one.reason.as_str());
+        for what in self.not_served.iter().copied().chain(asked_for) {
+            *not_served.entry(what).or_default() += 1;
+        }
         write(
             encoder,
             &catalog::NOT_SERVED,
-            self.not_served
+            not_served
                 .iter()
-                .map(|what| Sample::labelled([*what], Value::Count(1))),
+                .map(|(what, count)| Sample::labelled([*what], Value::Count(*count))),
         )?;
         write(encoder, &catalog::HEALTHZ, self.healthz.samples())?;
         write(encoder, &catalog::LIVEZ, self.livez.samples())?;
@@ -309,17 +315,17 @@ fn write_snapshot(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> f
         &catalog::LAST_SYNC,
         last_sync.map(|at| Sample::plain(Value::Number(at.as_secs_f64()))),
     )?;
-    let bounds = LATENCY_BUCKETS.into_iter().chain([f64::INFINITY]);
-    write(
-        encoder,
-        &catalog::PROGRAMMING,
-        [Sample::plain(Value::Histogram {
-            sum: snapshot.latency_sum,
-            buckets: bounds.zip(snapshot.latency).collect(),
-        })],
-    )?;
+    for (metric, durations) in [
+        (&catalog::SYNC_DURATION, &snapshot.sync_duration),
+        (&catalog::PROGRAMMING, &snapshot.programming),
+    ] {
+        let value = Value::Histogram {
+            sum: durations.sum(),
+            buckets: durations.buckets().collect(),
+        };
+        write(encoder, metric, [Sample::plain(value)])?;
+    }
     for (metric, value) in [
-        (&catalog::SYNCS, snapshot.syncs),
         (&catalog::WRITES, snapshot.writes),
         (&catalog::WRITE_FAILURES, snapshot.write_failures),
         (&catalog::SERVICES, snapshot.services as u64),

@@ -41,17 +41,21 @@ fn snapshot() -> Snapshot {
     let mut snapshot = Snapshot {
         synced: true,
         last_sync: Some(UNIX_EPOCH + Duration::from_secs(1_000_000_000)),
-        syncs: 2,
-        latency_sum: 0.5,
         refusals: vec![Refusal {
             object: "default/bad".to_owned(),
             reason: "loopback_endpoint".to_owned(),
             message: "a sentence".to_owned(),
         }],
+        not_served: vec![Refusal {
+            object: "default/web".to_owned(),
+            reason: "health_check_node_port".to_owned(),
+            message: "a sentence".to_owned(),
+        }],
         probe: Some(Ok(())),
         ..Snapshot::default()
     };
-    snapshot.latency[1] = 2;
+    snapshot.sync_duration.observe(Duration::from_millis(1));
+    snapshot.programming.observe(Duration::from_millis(4));
     snapshot
 }
 
@@ -110,8 +114,10 @@ fn services_are_counted_by_path() {
         r#"lb_refused_objects{reason="loopback_endpoint"} 1"#.to_owned(),
         r#"lb_source_problems{problem="unparsable"} 1"#.to_owned(),
         r#"lb_not_served{what="sctp"} 1"#.to_owned(),
-        "lb_programming_duration_seconds_count 2".to_owned(),
-        r#"lb_programming_duration_seconds_bucket{le="0.001"} 2"#.to_owned(),
+        "kubeproxy_sync_proxy_rules_duration_seconds_count 1".to_owned(),
+        r#"kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="0.001"} 1"#.to_owned(),
+        r#"kubeproxy_network_programming_duration_seconds_bucket{le="0.005"} 1"#.to_owned(),
+        r#"lb_not_served{what="health_check_node_port"} 1"#.to_owned(),
         "kubeproxy_sync_proxy_rules_last_timestamp_seconds 1000000000.0".to_owned(),
     ] {
         assert!(
