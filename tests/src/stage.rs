@@ -17,7 +17,7 @@ pub const TARGET_PORT: u16 = 8080;
 /// Port every service is asked on.
 pub const SERVICE_PORT: u16 = 80;
 /// What `--cluster-cidr` says: the pod networks of all nodes of a lab.
-pub const CLUSTER_CIDRS: &str = "10.244.0.0/16,fd00:244::/48";
+pub const CLUSTER_CIDRS: &str = "10.244.0.0/16,fd00:244::/32";
 
 /// A service as a test describes it: dual stack, TCP and UDP on [`SERVICE_PORT`].
 #[derive(Clone, Debug)]

@@ -88,7 +88,7 @@ impl InProcessAgent {
     fn written(&mut self, after: u64) -> Result<u64> {
         self.runtime.block_on(async {
             loop {
-                let syncs = self.snapshot.borrow_and_update().syncs;
+                let syncs = self.snapshot.borrow_and_update().sync_duration.count();
                 if syncs > after {
                     return Ok(syncs);
                 }
@@ -220,7 +220,7 @@ fn run(mode: SocketMode, stop: &Path) -> Result<()> {
             .clone()
             .wait_for(|snapshot| snapshot.synced)
             .await
-            .map(|s| s.syncs)
+            .map(|s| s.sync_duration.count())
     })?;
     let mut eras = vec![Era {
         sent: 0,

@@ -186,7 +186,15 @@ fn icmp_errors_are_translated_as_on_the_host() -> Result<()> {
         let (client, frontend) = (t.client, t.node);
         let request = t.push(true, &t.packet(&client, &frontend, TcpFlags::SYN))?;
         let masqueraded = t.push(false, &request)?;
-        let router = end(if v4(&request) { "172.16.0.1" } else { "fd00:5::1" }, 0).addr;
+        let router = end(
+            if v4(&request) {
+                "172.16.0.1"
+            } else {
+                "fd00:5::1"
+            },
+            0,
+        )
+        .addr;
         let (kind, code) = if v4(&request) { (3, 4) } else { (2, 0) };
         for quoted in [48, 200] {
             let to = t.node.addr;
@@ -199,7 +207,10 @@ fn icmp_errors_are_translated_as_on_the_host() -> Result<()> {
             t.push(false, &error)?;
         }
         assert_eq!(t.object.reason(Reason::IcmpErrorTranslated)?, 8);
-        assert_eq!(t.world.tables.reasons.borrow()[Reason::IcmpErrorTranslated as usize], 8);
+        assert_eq!(
+            t.world.tables.reasons.borrow()[Reason::IcmpErrorTranslated as usize],
+            8
+        );
         Ok(())
     })
 }
