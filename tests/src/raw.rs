@@ -5,6 +5,7 @@ use std::io::{Error, Result};
 use std::mem::{size_of, zeroed};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 /// A socket address as the kernel wants it.
 #[derive(Clone, Copy)]
@@ -181,9 +182,9 @@ const RING_BYTES: usize = 4096;
 struct Ring {
     fd: OwnedFd,
     params: [u8; PARAMS],
-    submissions: *mut u8,
-    completions: *mut u8,
-    entries: *mut u8,
+    submissions: *mut AtomicU32,
+    completions: *mut AtomicI32,
+    entries: *mut libc::c_void,
 }
 
 impl Ring {
@@ -206,7 +207,7 @@ impl Ring {
         })
     }
 
-    fn map(fd: &OwnedFd, offset: i64) -> Result<*mut u8> {
+    fn map<T>(fd: &OwnedFd, offset: i64) -> Result<*mut T> {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let null = std::ptr::null_mut();
         let fd = fd.as_raw_fd();
@@ -231,30 +232,32 @@ impl Ring {
         let results = self.offset(CQ_OFFSETS + 20);
         // SAFETY: `entries` is a page of 64-byte entries.
         unsafe { self.entries.cast::<[u8; 64]>().write(*entry) };
-        // SAFETY: the kernel gave this offset inside the page.
-        unsafe { self.submissions.add(array).cast::<u32>().write_volatile(0) };
-        // SAFETY: as above; the kernel reads the tail in the system call that follows.
-        unsafe { self.submissions.add(tail).cast::<u32>().write_volatile(1) };
+        // The kernel reads the tail in the system call that follows.
+        for (at, value) in [(array, 0), (tail, 1)] {
+            let word = self.submissions.wrapping_byte_add(at);
+            // SAFETY: the kernel gave these offsets: aligned words inside the page.
+            unsafe { &*word }.store(value, Ordering::Release);
+        }
         let fd = self.fd.as_raw_fd();
         let null = std::ptr::null::<u8>();
         let get_events = 1;
         // SAFETY: plain system call; the entry's address outlives it.
         check(unsafe { libc::syscall(libc::SYS_io_uring_enter, fd, 1, 1, get_events, null, 0) })?;
-        // SAFETY: the first completion: {user_data: u64, res: i32, flags: u32}.
-        Ok(unsafe {
-            self.completions
-                .add(results + 8)
-                .cast::<i32>()
-                .read_volatile()
-        })
+        let result = self.completions.wrapping_byte_add(results + 8);
+        // SAFETY: the first completion inside the page: {user_data: u64, res: i32, flags: u32}.
+        Ok(unsafe { &*result }.load(Ordering::Acquire))
     }
 }
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        for page in [self.submissions, self.completions, self.entries] {
+        for page in [
+            self.submissions.cast(),
+            self.completions.cast(),
+            self.entries,
+        ] {
             // SAFETY: mapped by `map`, used by nobody after this.
-            unsafe { libc::munmap(page.cast(), RING_BYTES) };
+            unsafe { libc::munmap(page, RING_BYTES) };
         }
     }
 }

@@ -82,7 +82,7 @@ impl World {
                 .into_iter()
                 .rev()
                 .collect();
-            panic!("{:.200} … {end}", text);
+            panic!("{text:.200} … {end}");
         }
         Self {
             kernel,

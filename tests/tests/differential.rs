@@ -12,6 +12,7 @@ use lb_common::table::{FrontendKind, ServiceFlags};
 use lb_common::verdict::{Reason, Verdict};
 use lb_tests::object::Object;
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -95,8 +96,18 @@ const CLIENTS: [&str; 12] = [
     "[fd10:1::5]:1024",
 ];
 
+/// Frontend, its kind, flags, affinity, endpoint and whether it is here.
+type Service = (
+    &'static str,
+    FrontendKind,
+    u32,
+    u32,
+    Option<(&'static str, bool)>,
+);
+
 /// A node with services of every kind: with one endpoint here or elsewhere, without any, with
 /// affinity, with both Local policies.
+#[expect(clippy::too_many_lines, reason = "a table, one row for each service")]
 fn tables() -> HostTables {
     let mut tables = HostTables::of_node();
     tables.config.flags = 3;
@@ -106,8 +117,7 @@ fn tables() -> HostTables {
         tables.add_node_address(address.parse().expect("written"));
     }
     let local = ServiceFlags::EXTERNAL_LOCAL;
-    // Frontend, its kind, flags, affinity, endpoint and whether it is here.
-    let services: [(&str, FrontendKind, u32, u32, Option<(&str, bool)>); 14] = [
+    let services: [Service; 14] = [
         (
             FRONTENDS[0],
             FrontendKind::ClusterIp,
@@ -273,7 +283,10 @@ impl Pair {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// A TCP or UDP packet between two ends of one family.

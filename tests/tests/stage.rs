@@ -88,14 +88,14 @@ fn a_lab_leaves_no_namespace_cgroup_or_mount_behind() {
     lb_lab::require_root();
     let lab = Lab::new(&NETWORKS).unwrap();
     let pod = lab.node(1).add_pod("web").unwrap();
-    let _server = Server::start(pod.place(), "web", 8080).unwrap();
+    let server = Server::start(pod.place(), "web", 8080).unwrap();
     let bpffs = lab.bpffs("node0").unwrap();
     let (name, cgroup) = (
         lab.name().to_owned(),
         lab.node(0).cgroup_root().path().to_owned(),
     );
     assert!(bpffs.exists() && cgroup.exists());
-    drop((_server, pod, lab));
+    drop((server, pod, lab));
     assert!(!bpffs.exists() && !cgroup.exists());
     let left: Vec<_> = Path::new("/run/netns")
         .read_dir()

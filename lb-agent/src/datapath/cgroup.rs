@@ -82,15 +82,12 @@ fn unescape(text: &str) -> String {
     while let Some((before, after)) = rest.split_once('\\') {
         out.push_str(before);
         let code = after.get(..3).and_then(|d| u8::from_str_radix(d, 8).ok());
-        match code {
-            Some(byte) => {
-                out.push(char::from(byte));
-                rest = &after[3..];
-            }
-            None => {
-                out.push('\\');
-                rest = after;
-            }
+        if let Some(byte) = code {
+            out.push(char::from(byte));
+            rest = &after[3..];
+        } else {
+            out.push('\\');
+            rest = after;
         }
     }
     out.push_str(rest);

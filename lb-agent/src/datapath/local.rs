@@ -211,15 +211,14 @@ impl Local {
         if let Some(index) = position(addr, &self.pool) {
             return Ok(u32::try_from(index).unwrap_or(0));
         }
-        let free = match position(Addr::UNSPECIFIED, &self.pool) {
-            Some(index) => Some(index),
-            None => {
-                let used = in_use()?;
-                (1..self.pool.len()).find(|&index| {
-                    !kept.contains(&self.pool[index])
-                        && u32::try_from(index).is_ok_and(|index| !used.contains(&index))
-                })
-            }
+        let free = if let Some(index) = position(Addr::UNSPECIFIED, &self.pool) {
+            Some(index)
+        } else {
+            let used = in_use()?;
+            (1..self.pool.len()).find(|&index| {
+                !kept.contains(&self.pool[index])
+                    && u32::try_from(index).is_ok_and(|index| !used.contains(&index))
+            })
         };
         let Some(index) = free else {
             tracing::warn!(%ip, "no room in the SNAT address pool: flows by its device use another");

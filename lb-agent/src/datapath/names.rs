@@ -29,13 +29,13 @@ pub(super) fn to_record(name: &ServicePortName) -> ServiceName {
 /// The name in a record; `None` if it is none that [`to_record`] makes.
 pub(super) fn from_record(record: &ServiceName) -> Option<ServicePortName> {
     let mut rest = record.text.as_slice();
-    let mut part = |length: u8| {
+    let mut next = |length: u8| {
         let (text, after) = rest.split_at_checked(usize::from(length))?;
         rest = after;
         String::from_utf8(text.to_vec()).ok()
     };
-    let (namespace, name) = (part(record.namespace_length)?, part(record.name_length)?);
-    let port = part(record.port_length)?;
+    let (namespace, name) = (next(record.namespace_length)?, next(record.name_length)?);
+    let port = next(record.port_length)?;
     let family = match record.family {
         4 => Family::V4,
         6 => Family::V6,

@@ -108,7 +108,7 @@ impl Reader {
         let listed =
             read_frontends(self.frontends.0.as_fd()).map_err(step("read", name::FRONTENDS))?;
         for (key, frontend) in &listed {
-            if let Some(view) = frontend_view(key, frontend) {
+            if let Some(view) = frontend_view(key, *frontend) {
                 frontends.entry(frontend.service).or_default().push(view);
             }
         }
@@ -170,7 +170,7 @@ impl Reader {
     pub fn fill(&self) -> Result<Vec<Fill>, ReadError> {
         let names = self.names()?;
         let mut slots = 0_u64;
-        for (id, _) in &names {
+        for id in names.keys() {
             let service = self.service(*id)?;
             let (cluster, local) = (
                 Window::from_word(service.cluster),
@@ -272,7 +272,7 @@ impl Reader {
         let mut services = self
             .services
             .lock()
-            .unwrap_or_else(|held| held.into_inner());
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let words = services.read(id.0).map_err(step("read", name::SERVICES))?;
         Ok(zerocopy::transmute!(words))
     }
@@ -297,7 +297,7 @@ impl Reader {
         let words = self
             .config
             .lock()
-            .unwrap_or_else(|held| held.into_inner())
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
             .read(0)
             .map_err(step("read", name::CONFIG))?;
         let config: Config = zerocopy::transmute!(words);
@@ -385,7 +385,7 @@ fn empty_action(word: u64) -> Option<EmptyAction> {
     })
 }
 
-fn frontend_view(key: &FrontendKey, frontend: &Frontend) -> Option<FrontendView> {
+fn frontend_view(key: &FrontendKey, frontend: Frontend) -> Option<FrontendView> {
     let address = match key.family {
         0 => FrontendAddress::Exact(key.addr.into()),
         4 => FrontendAddress::NodePort(Family::V4),

@@ -225,12 +225,11 @@ impl Planner {
         desired: Option<&DesiredService>,
         steps: &mut op::Steps,
     ) {
-        let refused = match desired {
-            Some(desired) => self.serve(name, desired, steps).err(),
-            None => {
-                self.forget(name, steps);
-                None
-            }
+        let refused = if let Some(desired) = desired {
+            self.serve(name, desired, steps).err()
+        } else {
+            self.forget(name, steps);
+            None
         };
         match refused {
             Some(refused) => {

@@ -114,25 +114,24 @@ impl Planner {
         let mut members = Vec::with_capacity(desired.endpoints.len());
         for (end, endpoint) in &desired.endpoints {
             let (addr, port) = (Addr::from(end.ip()), Port::new(end.port()));
-            let id = match known
+            let id = if let Some(id) = known
                 .get(&(addr, port))
                 .or_else(|| self.gone_by_end.get(&(service, addr, port)))
             {
-                Some(id) => *id,
-                None => {
-                    let id = self
-                        .backend_ids
-                        .take()
-                        .ok_or_else(|| refused(Resource::Backends, desired.endpoints.len()))?;
-                    taken.backends.push(id);
-                    BackendId(id)
-                }
+                *id
+            } else {
+                let id = self
+                    .backend_ids
+                    .take()
+                    .ok_or_else(|| refused(Resource::Backends, desired.endpoints.len()))?;
+                taken.backends.push(id);
+                BackendId(id)
             };
             members.push(Member {
                 addr,
                 port,
                 id,
-                sets: sets_of(endpoint),
+                sets: sets_of(*endpoint),
                 draining: endpoint.draining,
                 on_this_node: endpoint.on_this_node,
             });
@@ -418,7 +417,7 @@ fn flags_of(desired: &DesiredService) -> u32 {
     flags
 }
 
-fn sets_of(endpoint: &DesiredEndpoint) -> u8 {
+fn sets_of(endpoint: DesiredEndpoint) -> u8 {
     let mut sets = 0;
     if endpoint.cluster {
         sets |= Membership::CLUSTER;

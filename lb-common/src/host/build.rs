@@ -5,7 +5,7 @@ use crate::addr::{Addr, BackendId, Endpoint, Port, Prefix, Protocol, ServiceId};
 use crate::hash::HashKeys;
 use crate::table::{
     AddressBits, Backend, BackendState, Config, EmptyAction, Frontend, FrontendKey, FrontendKind,
-    LocalAddress, Membership, Service, ServiceFlags, Slot, SnatAddresses, Window,
+    LocalAddress, Membership, Service, ServiceFlags, Slot, Window,
 };
 use std::net::IpAddr;
 
@@ -126,7 +126,7 @@ impl HostTables {
         self.local.insert(ip.into(), LocalAddress { flags });
         let index = u32::try_from(self.snat_pool.len()).unwrap_or(0);
         self.snat_pool.push(ip.into());
-        let entry = self.snat.entry(0).or_insert_with(SnatAddresses::default);
+        let entry = self.snat.entry(0).or_default();
         match ip {
             IpAddr::V4(_) => entry.v4 = index,
             IpAddr::V6(_) => entry.v6 = index,

@@ -116,10 +116,6 @@ pub(super) fn reserve_port<W: World>(
 /// free, else the first free one of a few from a place that the flow's ends determine (so that a
 /// retransmission on another CPU tries the same ones).
 #[inline(always)]
-#[expect(
-    clippy::too_many_arguments,
-    reason = "inlined: they are registers of one program"
-)]
 fn reserve<W: World>(
     world: &W,
     config: &Config,
@@ -137,10 +133,7 @@ fn reserve<W: World>(
     if count == 0 || count > 0xffff {
         return Err(Reason::SnatPortsExhausted);
     }
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "the upper half of the hash is meant"
-    )]
+    // The upper half of the hash.
     let hash = (config
         .hash_keys
         .hash(&flow.client.addr, flow.client.port, protocol)

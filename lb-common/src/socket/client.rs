@@ -7,9 +7,7 @@ use crate::addr::ServiceId;
 use crate::balance::{Client, Origin};
 use crate::env::Env;
 use crate::feature::Feature;
-use crate::table::{
-    AffinityKey, Config, ConnectedSocket, Frontend, NamespaceAddresses, ServiceFlags,
-};
+use crate::table::{AffinityKey, Config, ConnectedSocket, Frontend, ServiceFlags};
 use crate::verdict::Reason;
 
 /// Who asks.
@@ -42,7 +40,7 @@ impl Caller {
         socket: &S,
         request: &Request,
         config: &Config,
-        frontend: &Frontend,
+        frontend: Frontend,
         host: bool,
     ) -> Option<Self> {
         let Some(service) = tables.service(frontend.service) else {
@@ -152,10 +150,7 @@ pub(super) fn adopt<T: SocketTables, E: Env, S: Records>(
         record.flags &= !ConnectedSocket::CHOSEN_FOR_NAMESPACE;
     }
     let cookie = namespace();
-    let mut addresses = match tables.namespace_addresses(cookie) {
-        Some(known) => known,
-        None => NamespaceAddresses::default(),
-    };
+    let mut addresses = tables.namespace_addresses(cookie).unwrap_or_default();
     if source.is_v4() {
         addresses.v4 = *source;
     } else {

@@ -43,7 +43,7 @@ pub fn sendmsg<T: SocketTables, E: Env, S: Socket>(
     {
         earlier = touch(&mut table, place, &request.to, now);
     }
-    let Some(caller) = Caller::identify(tables, env, socket, request, config, &frontend, host)
+    let Some(caller) = Caller::identify(tables, env, socket, request, config, frontend, host)
     else {
         return SocketVerdict::Untouched;
     };

@@ -209,7 +209,7 @@ pub fn connect<T: SocketTables, E: Env, S: Socket>(
 ) -> SocketVerdict {
     let answer = match find(tables, socket, request) {
         Some((config, frontend, host)) => {
-            match Caller::identify(tables, env, socket, request, config, &frontend, host) {
+            match Caller::identify(tables, env, socket, request, config, frontend, host) {
                 Some(caller) => balance(tables, env, socket, request, config, &frontend, &caller),
                 None => Answer::Leave,
             }

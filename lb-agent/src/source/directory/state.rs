@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 const VERSION: u32 = 1;
 
@@ -93,16 +93,16 @@ impl StateFiles {
             .iter()
             .map(|(name, allocation)| (name.to_string(), allocation))
             .collect();
-        self.save(self.allocations(), named)
+        self.save(&self.allocations(), &named)
     }
 
     /// Writes down what is kept of troubled files.
     pub fn save_kept(&self, kept: &Kept) -> Result<(), StateError> {
-        self.save(self.kept(), kept)
+        self.save(&self.kept(), kept)
     }
 
     /// Writes a new file and renames it over the old: a crash leaves one of the two.
-    fn save<T: Serialize>(&self, path: PathBuf, content: T) -> Result<(), StateError> {
+    fn save<T: Serialize>(&self, path: &Path, content: &T) -> Result<(), StateError> {
         let write = || {
             fs::create_dir_all(&self.directory)?;
             let temporary = path.with_extension("new");
@@ -112,11 +112,11 @@ impl StateFiles {
                 content,
             })?)?;
             file.sync_all()?;
-            fs::rename(&temporary, &path)?;
+            fs::rename(&temporary, path)?;
             File::open(&self.directory)?.sync_all()
         };
         write().map_err(|source| StateError::Save {
-            path: path.clone(),
+            path: path.to_path_buf(),
             source,
         })
     }

@@ -24,7 +24,7 @@ const BACKENDS_PER_SERVICE: u32 = 10;
 /// The service that is asked.
 const ASKED: u32 = 500;
 /// New flows a round: few enough to leave the table's fill alone.
-const NEW: u64 = 8_192;
+const NEW: u32 = 8_192;
 
 const SYN: u8 = 2;
 const ACK: u8 = 16;
@@ -35,7 +35,7 @@ struct Case {
     /// The program that gets the packets: one of the bench object, or the real one.
     target: &'static str,
     /// Clients, a power of two.
-    clients: u64,
+    clients: u32,
     first: u64,
     repeat: u32,
     destination: Ipv4Addr,
@@ -66,17 +66,13 @@ const fn backend_address(number: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(0xac20_0000 + number)
 }
 
-const fn case(name: &'static str, target: &'static str, clients: u64, first: u64) -> Case {
+const fn case(name: &'static str, target: &'static str, clients: u32, first: u64) -> Case {
     Case {
         name,
         target,
         clients,
         first,
-        repeat: if clients < 65_536 {
-            131_072
-        } else {
-            clients as u32
-        },
+        repeat: if clients < 65_536 { 131_072 } else { clients },
         destination: SERVED,
         flags: ACK,
         fresh: false,
@@ -107,7 +103,7 @@ const CASES: [Case; 12] = [
     case(ESTABLISHED_512K, REAL, 1 << 19, FLOWS_512K),
     Case {
         flags: SYN,
-        repeat: NEW as u32,
+        repeat: NEW,
         fresh: true,
         ..case(NEW_FLOW, REAL, NEW, FLOWS_NEW)
     },
@@ -133,6 +129,7 @@ pub(crate) fn measure() -> Result<Report> {
             seed ^= seed << 13;
             seed ^= seed >> 7;
             seed ^= seed << 17;
+            #[expect(clippy::cast_possible_truncation, reason = "it is at most `last`")]
             order.swap(last, (seed % (last as u64 + 1)) as usize);
         }
         for index in order {
@@ -224,19 +221,19 @@ impl Stage {
     }
 
     /// Opens flows of `count` clients from number `first` on, and sees that they were opened.
-    fn open(&mut self, first: u64, count: u64) -> Result<()> {
+    fn open(&mut self, first: u64, count: u32) -> Result<()> {
         let before = self.real.reason(Reason::Opened)?;
         self.run(
             &Case {
                 flags: SYN,
-                repeat: u32::try_from(count)?,
+                repeat: count,
                 ..case("opening", REAL, count, first)
             },
             0,
         )?;
         let opened = self.real.reason(Reason::Opened)? - before;
         ensure!(
-            opened == count,
+            opened == u64::from(count),
             "{opened} of {count} flows were opened: the figures would mean nothing"
         );
         Ok(())
@@ -247,8 +244,13 @@ impl Stage {
         let plan = Plan {
             next: 0,
             multiplier: 0x9e37_79b1,
-            mask: case.clients - 1,
-            first: case.first + if case.fresh { round * case.clients } else { 0 },
+            mask: u64::from(case.clients) - 1,
+            first: case.first
+                + if case.fresh {
+                    round * u64::from(case.clients)
+                } else {
+                    0
+                },
             destination: u32::from_ne_bytes(case.destination.octets()),
             port: Port::new(80).0,
             flags: case.flags,
