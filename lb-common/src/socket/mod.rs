@@ -18,8 +18,8 @@ use crate::balance::{Choice, Decision, decide, find_frontend};
 use crate::env::{Env, Tables};
 use crate::feature::Feature;
 use crate::table::{
-    Config, ConfigFlags, ConnectedSocket, Frontend, FrontendKey, NamespaceAddresses, SocketMode,
-    UnconnectedSocket,
+    Config, ConfigFlags, ConnectedSocket, Conversation, Frontend, FrontendKey, NamespaceAddresses,
+    SocketMode, UnconnectedSocket,
 };
 use crate::verdict::Reason;
 use client::Caller;
@@ -199,7 +199,7 @@ fn balance<T: SocketTables, E: Env, S: Socket>(
 }
 
 /// `connect()`, before the kernel chooses route and source. The record of an earlier connection
-/// ends here, whatever the answer: it must never speak for another one.
+/// ends here, unless the call is refused: it must never speak for another one.
 #[inline(always)]
 pub fn connect<T: SocketTables, E: Env, S: Socket>(
     tables: &T,
@@ -223,7 +223,10 @@ pub fn connect<T: SocketTables, E: Env, S: Socket>(
             return SocketVerdict::Untouched;
         }
         Answer::Refuse => {
-            forget(tables, socket);
+            // The call fails here, and a UDP socket keeps the peer that it has.
+            if !socket.is_connected() {
+                forget(tables, socket);
+            }
             return SocketVerdict::Refuse;
         }
     };
@@ -262,7 +265,7 @@ fn forget<T: SocketTables, S: Records>(tables: &T, socket: &S) {
 
 #[inline(always)]
 fn close<T: SocketTables>(tables: &T, (service, backend): (ServiceId, BackendId)) {
-    if backend != BackendId(0) {
+    if backend != BackendId(0) && backend != Conversation::OTHER_ASKED {
         tables.count_connection(service, backend, Count::Closed);
     }
 }
