@@ -40,7 +40,8 @@ pub enum Reason {
     Unparsable = 9,
     /// The window's generation changed under the reader four times running: dropped.
     WindowUnstable = 10,
-    /// UDP to a node port that belongs to a host socket's conversation: left to the stack.
+    /// UDP to a node port that belongs to a host socket's conversation: left to the stack, by
+    /// packets and by the sockets that answer it.
     HostSocket = 11,
     /// A socket whose storage could not be made: left to the packet path.
     SocketStorageExhausted = 12,

@@ -28,7 +28,7 @@ pub(super) fn choose<P: Packet, W: World>(
             tables.count(Reason::MidFlowWithoutRecord);
             return Next::Continue;
         }
-    } else if is_node_port(config, headers)
+    } else if config.in_node_port_range(headers.destination.port)
         && packet.has_host_socket(&headers.source, &headers.destination)
     {
         tables.count(Reason::HostSocket);
@@ -38,12 +38,6 @@ pub(super) fn choose<P: Packet, W: World>(
         return Next::Continue;
     }
     balance(world, config, headers, &frontend)
-}
-
-#[inline(always)]
-const fn is_node_port(config: &Config, headers: &Headers) -> bool {
-    let port = headers.destination.port.number();
-    port >= config.node_port_first && port <= config.node_port_last
 }
 
 #[inline(always)]

@@ -107,7 +107,8 @@ pub(super) fn answered(
 }
 
 /// Enters a conversation in the socket's record, which is made if need be. Returns [`ENTERED`],
-/// [`AMBIGUOUS`] or [`FULL`]. The conversations whose place or backend it got have ended.
+/// [`AMBIGUOUS`] or [`FULL`]. The conversations whose place or backend it got have ended. With
+/// [`Conversation::OTHER_ASKED`] in place of a backend, `frontend` is the end that asked.
 ///
 /// In the kernel a function of its own, verified once: see [`Socket`](super::Socket).
 #[inline(always)]
@@ -118,19 +119,24 @@ pub fn enter<T: SocketTables, E: Env, S: Records>(
     frontend: &Endpoint,
     backend: BackendId,
 ) -> u32 {
-    let Some(record) = tables.backend(backend) else {
-        return AMBIGUOUS;
-    };
     let now = env.now();
-    let new = Conversation {
+    let mut new = Conversation {
         frontend: frontend.addr,
-        backend_addr: record.addr,
+        backend_addr: frontend.addr,
         frontend_port: frontend.port,
-        backend_port: record.port,
+        backend_port: frontend.port,
         backend,
-        service: record.service,
+        service: ServiceId(0),
         last_use: now,
     };
+    if backend != Conversation::OTHER_ASKED {
+        let Some(record) = tables.backend(backend) else {
+            return AMBIGUOUS;
+        };
+        new.backend_addr = record.addr;
+        new.backend_port = record.port;
+        new.service = record.service;
+    }
     let Some(mut table) = socket.conversations(true) else {
         return FULL;
     };

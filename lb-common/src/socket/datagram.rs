@@ -6,10 +6,10 @@ use super::conversations::{AMBIGUOUS, ENTERED, IDLE_SECONDS, answered, touch};
 use super::{
     Answer, Count, Request, Socket, SocketTables, SocketVerdict, balance, client, find, recorded,
 };
-use crate::addr::{BackendId, Endpoint, Tick};
+use crate::addr::{Addr, BackendId, Endpoint, Protocol, Tick};
 use crate::balance::{Choice, policy, slot_at};
 use crate::env::Env;
-use crate::table::{CONVERSATIONS, Config, Conversation, Frontend, Membership};
+use crate::table::{CONVERSATIONS, Config, Conversation, Frontend, FrontendKind, Membership};
 use crate::verdict::Reason;
 
 /// `sendmsg()` with an address, on a socket with or without a peer.
@@ -43,14 +43,17 @@ pub fn sendmsg<T: SocketTables, E: Env, S: Socket>(
     {
         earlier = touch(&mut table, place, &request.to, now);
     }
+    let idle = now.since(earlier.last_use) >= Tick::seconds(IDLE_SECONDS);
+    if earlier.backend == Conversation::OTHER_ASKED && !idle {
+        tables.count(Reason::HostSocket);
+        return SocketVerdict::Untouched;
+    }
     let Some(caller) = Caller::identify(tables, env, socket, request, config, frontend, host)
     else {
         return SocketVerdict::Untouched;
     };
     let local = uses_local_set(tables, config, &frontend, &caller, request);
-    if earlier.backend != BackendId(0)
-        && now.since(earlier.last_use) < Tick::seconds(IDLE_SECONDS)
-        && still_serves(tables, &earlier, &frontend, local)
+    if earlier.backend != BackendId(0) && !idle && still_serves(tables, &earlier, &frontend, local)
     {
         return SocketVerdict::Translate(Endpoint {
             addr: earlier.backend_addr,
@@ -176,6 +179,33 @@ pub fn recvmsg<T: SocketTables, E: Env, S: Socket>(
         });
     }
     let now = env.now();
-    let mut table = socket.conversations(false)?;
-    answered(&mut table, source, now)
+    let mut asked = None;
+    if let Some(mut table) = socket.conversations(false) {
+        asked = answered(&mut table, source, now);
+    }
+    if asked.is_none() && !socket.is_connected() {
+        remember_asker(tables, socket, source);
+    }
+    asked
+}
+
+/// Somebody on this node asks from what is also a node port: the answer that this socket will send
+/// there has no other mark to tell it from a request to the service.
+#[inline(always)]
+fn remember_asker<T: SocketTables, S: Socket>(tables: &T, socket: &S, source: &Endpoint) {
+    let in_range = |config: &Config| config.in_node_port_range(source.port);
+    if !tables.config().is_some_and(in_range) {
+        return;
+    }
+    let request = Request {
+        to: *source,
+        protocol: Protocol::UDP,
+        source: Addr::UNSPECIFIED,
+    };
+    if let Some((_, frontend, _)) = find(tables, socket, &request)
+        && frontend.kind == FrontendKind::NodePort as u8
+    {
+        // Where the store is full the answer goes to the service: as without this record.
+        let _ = socket.enter(source, Conversation::OTHER_ASKED);
+    }
 }

@@ -70,6 +70,13 @@ impl Config {
         self.flags & flag != 0
     }
 
+    /// True if `port` lies in the node port range.
+    #[inline(always)]
+    pub const fn in_node_port_range(&self, port: Port) -> bool {
+        let port = port.number();
+        port >= self.node_port_first && port <= self.node_port_last
+    }
+
     /// True if the local detector works for the family of `addr`.
     #[inline(always)]
     pub const fn detects_pods(&self, addr: &Addr) -> bool {

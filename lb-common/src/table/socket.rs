@@ -52,12 +52,18 @@ pub struct Conversation {
     pub frontend_port: Port,
     /// The backend's port.
     pub backend_port: Port,
-    /// The backend; 0 = the entry is free.
+    /// The backend; 0 = the entry is free; [`Conversation::OTHER_ASKED`].
     pub backend: BackendId,
     /// The service port.
     pub service: ServiceId,
     /// Last datagram sent or received.
     pub last_use: Tick,
+}
+
+impl Conversation {
+    /// In place of a backend: a socket of the node whose own address and port are a node port asked
+    /// this one. What goes back to it is an answer and no service's, though it looks like a request.
+    pub const OTHER_ASKED: BackendId = BackendId(u32::MAX);
 }
 
 /// The conversations of one unconnected UDP socket. Searched from the start, as most sockets have
