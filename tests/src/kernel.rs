@@ -4,7 +4,7 @@
 //! proved elsewhere.
 
 use anyhow::{Context, Result, anyhow};
-use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage};
 use aya::programs::{
     CgroupAttachMode, CgroupSock, CgroupSockAddr, Program, SchedClassifier, SockOps,
 };
@@ -15,12 +15,13 @@ use lb_common::feature::{self, Feature};
 use lb_common::flow::WORDS;
 use lb_common::table::{
     AddressBits, Affinity, AffinityKey, Backend, BackendCounters, Config, Frontend, FrontendKey,
-    LocalAddress, NamespaceAddresses, Service, ServiceCounters, Slot, name,
+    LocalAddress, NamespaceAddresses, Service, ServiceCounters, Slot, UnconnectedSocket, name,
 };
 use lb_common::verdict::Reason;
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// A table type as aya wants it.
 #[derive(Clone, Copy)]
@@ -29,6 +30,19 @@ pub struct Raw<T>(pub T);
 
 // SAFETY: the bounds prove what `Pod` asks for: any bytes are a valid value, none are padding.
 unsafe impl<T: Copy + FromBytes + IntoBytes + Immutable + 'static> Pod for Raw<T> {}
+
+/// The record of an unconnected UDP socket, with the kernel's lock before it.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct LockedConversations {
+    lock: u32,
+    reserved: u32,
+    /// The record.
+    pub table: UnconnectedSocket,
+}
+
+/// The records of unconnected UDP sockets, by socket.
+pub type Conversations = SkStorage<MapData, Raw<LockedConversations>>;
 
 /// The socket programs, in no particular order.
 pub const SOCKET_PROGRAMS: [&str; 10] = [
@@ -246,6 +260,15 @@ impl KernelObject {
     /// What is known of the namespace with this cookie.
     pub fn namespace(&mut self, cookie: u64) -> Result<Option<NamespaceAddresses>> {
         get(&self.hash(name::NAMESPACES)?, cookie)
+    }
+
+    /// The records of unconnected UDP sockets.
+    pub fn conversations(&self) -> Result<Conversations> {
+        let Some(Map::SkStorage(map)) = self.ebpf.map(name::UDP_SOCKETS) else {
+            return Err(anyhow!("no socket storage {}", name::UDP_SOCKETS));
+        };
+        let map = MapData::from_fd(map.fd().as_fd().try_clone_to_owned()?)?;
+        Ok(SkStorage::try_from(Map::SkStorage(map))?)
     }
 
     /// What is remembered of a client.

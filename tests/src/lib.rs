@@ -6,5 +6,6 @@ pub mod foreign;
 pub mod kernel;
 pub mod object;
 pub mod raw;
+pub mod ring;
 pub mod socket_world;
 pub mod stage;

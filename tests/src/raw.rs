@@ -3,9 +3,8 @@
 
 use std::io::{Error, Result};
 use std::mem::{size_of, zeroed};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 /// A socket address as the kernel wants it.
 #[derive(Clone, Copy)]
@@ -59,12 +58,48 @@ impl From<SocketAddr> for RawAddress {
 }
 
 impl RawAddress {
-    fn pointer(&self) -> *const libc::sockaddr {
+    /// Room for an address that the kernel will write.
+    pub(crate) fn room() -> Self {
+        Self {
+            // SAFETY: all zeros is a valid sockaddr_storage.
+            storage: unsafe { zeroed() },
+            length: size_of::<libc::sockaddr_storage>() as libc::socklen_t,
+        }
+    }
+
+    pub(crate) fn pointer(&self) -> *const libc::sockaddr {
         (&raw const self.storage).cast()
+    }
+
+    pub(crate) fn pointer_mut(&mut self) -> *mut libc::sockaddr {
+        (&raw mut self.storage).cast()
+    }
+
+    pub(crate) fn length(&self) -> libc::socklen_t {
+        self.length
+    }
+
+    /// The address that the kernel wrote.
+    pub(crate) fn address(&self) -> SocketAddr {
+        if i32::from(self.storage.ss_family) == libc::AF_INET {
+            // SAFETY: the family says so, and sockaddr_storage is aligned for any address.
+            let raw = unsafe { (&raw const self.storage).cast::<libc::sockaddr_in>().read() };
+            let ip = Ipv4Addr::from(raw.sin_addr.s_addr.to_ne_bytes());
+            (ip, u16::from_be(raw.sin_port)).into()
+        } else {
+            // SAFETY: as above.
+            let raw = unsafe {
+                (&raw const self.storage)
+                    .cast::<libc::sockaddr_in6>()
+                    .read()
+            };
+            let ip = Ipv6Addr::from(raw.sin6_addr.s6_addr);
+            (ip, u16::from_be(raw.sin6_port)).into()
+        }
     }
 }
 
-fn check(result: impl Into<i64>) -> Result<i64> {
+pub(crate) fn check(result: impl Into<i64>) -> Result<i64> {
     match result.into() {
         -1 => Err(Error::last_os_error()),
         value => Ok(value),
@@ -89,12 +124,27 @@ pub fn tcp(like: SocketAddr) -> Result<OwnedFd> {
     open(like, libc::SOCK_STREAM)
 }
 
+/// A UDP socket of the address's family, not bound.
+pub fn udp(like: SocketAddr) -> Result<OwnedFd> {
+    open(like, libc::SOCK_DGRAM)
+}
+
 /// Connects a socket of any kind.
 pub fn connect(socket: &impl AsFd, to: SocketAddr) -> Result<()> {
     let to = RawAddress::from(to);
     let fd = socket.as_fd().as_raw_fd();
     // SAFETY: the address outlives the call.
     check(unsafe { libc::connect(fd, to.pointer(), to.length) }).map(drop)
+}
+
+/// `getpeername`.
+pub fn peer(socket: &impl AsFd) -> Result<SocketAddr> {
+    let mut peer = RawAddress::room();
+    let mut size = peer.length;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: the address has room for `size` bytes.
+    check(unsafe { libc::getpeername(fd, peer.pointer_mut(), &raw mut size) })?;
+    Ok(peer.address())
 }
 
 /// `connect(AF_UNSPEC)`: takes a socket's peer away.
@@ -119,6 +169,28 @@ pub fn send_to(socket: &impl AsFd, data: &[u8], to: SocketAddr, flags: i32) -> R
     check(i64::try_from(sent).unwrap_or(-1)).map(|sent| usize::try_from(sent).unwrap_or(0))
 }
 
+/// `send` with flags.
+pub fn send(socket: &impl AsFd, data: &[u8], flags: i32) -> Result<usize> {
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: the data outlives the call.
+    let sent = unsafe { libc::send(fd, data.as_ptr().cast(), data.len(), flags) };
+    check(i64::try_from(sent).unwrap_or(-1)).map(|sent| usize::try_from(sent).unwrap_or(0))
+}
+
+/// `recvfrom` with flags: the datagram and whom it came from.
+pub fn receive_from(socket: &impl AsFd, flags: i32) -> Result<(Vec<u8>, SocketAddr)> {
+    let mut data = vec![0_u8; 2048];
+    let mut from = RawAddress::room();
+    let fd = socket.as_fd().as_raw_fd();
+    let (pointer, length) = (data.as_mut_ptr().cast(), data.len());
+    let (mut size, address) = (from.length, from.pointer_mut());
+    // SAFETY: the buffer is `length` bytes long, the address has room for `size`.
+    let got = unsafe { libc::recvfrom(fd, pointer, length, flags, address, &raw mut size) };
+    let got = check(i64::try_from(got).unwrap_or(-1))?;
+    data.truncate(usize::try_from(got).unwrap_or(0));
+    Ok((data, from.address()))
+}
+
 /// Sets an integer option.
 pub fn set_option(socket: &impl AsFd, level: i32, option: i32, value: i32) -> Result<()> {
     let fd = socket.as_fd().as_raw_fd();
@@ -134,11 +206,34 @@ pub fn set_nonblocking(socket: &impl AsFd) -> Result<()> {
     check(unsafe { libc::fcntl(fd, libc::F_SETFL, libc::O_NONBLOCK) }).map(drop)
 }
 
+/// A copy of descriptor `number` of process `pid` (`pidfd_getfd`, 5.6).
+pub fn descriptor_of(pid: u32, number: i32) -> Result<OwnedFd> {
+    // SAFETY: plain system call with integers; so the next one.
+    let process = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    let process = i32::try_from(process).unwrap_or(-1);
+    // SAFETY: the descriptor was just opened and has no other owner.
+    let process = unsafe { OwnedFd::from_raw_fd(process) };
+    // SAFETY: see above.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) };
+    let fd = i32::try_from(check(fd)?).unwrap_or(-1);
+    // SAFETY: as above.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Waits until the socket can be written to, or failed.
 pub fn wait_writable(socket: &impl AsFd) -> Result<()> {
+    wait(socket, libc::POLLOUT)
+}
+
+/// Waits until the socket can be read from, or failed.
+pub fn wait_readable(socket: &impl AsFd) -> Result<()> {
+    wait(socket, libc::POLLIN)
+}
+
+fn wait(socket: &impl AsFd, events: i16) -> Result<()> {
     let mut poll = libc::pollfd {
         fd: socket.as_fd().as_raw_fd(),
-        events: libc::POLLOUT,
+        events,
         revents: 0,
     };
     // SAFETY: one valid pollfd that outlives the call.
@@ -154,110 +249,4 @@ pub fn is_missing(error: &Error) -> bool {
         error.raw_os_error(),
         Some(libc::ENOSYS | libc::EPERM | libc::EOPNOTSUPP)
     )
-}
-
-/// Connects by an io_uring of one entry: the kernel connects on behalf of the ring.
-pub fn io_uring_connect(socket: &impl AsFd, to: SocketAddr) -> Result<()> {
-    const IORING_OP_CONNECT: u8 = 16;
-    let to = RawAddress::from(to);
-    let ring = Ring::new()?;
-    let mut entry = [0_u8; 64];
-    entry[0] = IORING_OP_CONNECT;
-    entry[4..8].copy_from_slice(&socket.as_fd().as_raw_fd().to_ne_bytes());
-    // The address's length goes where other operations have the offset.
-    entry[8..16].copy_from_slice(&u64::from(to.length).to_ne_bytes());
-    entry[16..24].copy_from_slice(&(to.pointer() as u64).to_ne_bytes());
-    match ring.submit_and_wait(&entry)? {
-        0 => Ok(()),
-        error => Err(Error::from_raw_os_error(-error)),
-    }
-}
-
-/// Offsets of `struct io_uring_params` (include/uapi/linux/io_uring.h).
-const PARAMS: usize = 120;
-const SQ_OFFSETS: usize = 40;
-const CQ_OFFSETS: usize = 80;
-const RING_BYTES: usize = 4096;
-
-struct Ring {
-    fd: OwnedFd,
-    params: [u8; PARAMS],
-    submissions: *mut AtomicU32,
-    completions: *mut AtomicI32,
-    entries: *mut libc::c_void,
-}
-
-impl Ring {
-    fn new() -> Result<Self> {
-        let mut params = [0_u8; PARAMS];
-        // SAFETY: the kernel fills the 120 bytes of io_uring_params.
-        let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, params.as_mut_ptr()) };
-        let fd = i32::try_from(check(fd)?).unwrap_or(-1);
-        // SAFETY: the descriptor was just opened and has no other owner.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let submissions = Self::map(&fd, 0)?;
-        let completions = Self::map(&fd, 0x800_0000)?;
-        let entries = Self::map(&fd, 0x1000_0000)?;
-        Ok(Self {
-            fd,
-            params,
-            submissions,
-            completions,
-            entries,
-        })
-    }
-
-    fn map<T>(fd: &OwnedFd, offset: i64) -> Result<*mut T> {
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let null = std::ptr::null_mut();
-        let fd = fd.as_raw_fd();
-        // SAFETY: maps one page of the ring at an address of the kernel's choice.
-        let page =
-            unsafe { libc::mmap(null, RING_BYTES, protection, libc::MAP_SHARED, fd, offset) };
-        if page == libc::MAP_FAILED {
-            return Err(Error::last_os_error());
-        }
-        Ok(page.cast())
-    }
-
-    fn offset(&self, at: usize) -> usize {
-        let bytes = [0, 1, 2, 3].map(|byte| self.params[at + byte]);
-        u32::from_ne_bytes(bytes) as usize
-    }
-
-    /// Submits the ring's only entry and waits for its completion.
-    fn submit_and_wait(&self, entry: &[u8; 64]) -> Result<i32> {
-        let tail = self.offset(SQ_OFFSETS + 4);
-        let array = self.offset(SQ_OFFSETS + 24);
-        let results = self.offset(CQ_OFFSETS + 20);
-        // SAFETY: `entries` is a page of 64-byte entries.
-        unsafe { self.entries.cast::<[u8; 64]>().write(*entry) };
-        // The kernel reads the tail in the system call that follows.
-        for (at, value) in [(array, 0), (tail, 1)] {
-            let word = self.submissions.wrapping_byte_add(at);
-            // SAFETY: the kernel gave these offsets: aligned words inside the page.
-            unsafe { &*word }.store(value, Ordering::Release);
-        }
-        let fd = self.fd.as_raw_fd();
-        let null = std::ptr::null::<u8>();
-        let get_events = 1;
-        // SAFETY: plain system call; the entry's address outlives it.
-        check(unsafe { libc::syscall(libc::SYS_io_uring_enter, fd, 1, 1, get_events, null, 0) })?;
-        let result = self.completions.wrapping_byte_add(results + 8);
-        // SAFETY: the first completion inside the page: {user_data: u64, res: i32, flags: u32}.
-        Ok(unsafe { &*result }.load(Ordering::Acquire))
-    }
-}
-
-impl Drop for Ring {
-    fn drop(&mut self) {
-        for page in [
-            self.submissions.cast(),
-            self.completions.cast(),
-            self.entries,
-        ] {
-            // SAFETY: mapped by `map`, used by nobody after this.
-            unsafe { libc::munmap(page, RING_BYTES) };
-        }
-    }
 }

@@ -1,6 +1,7 @@
 //! A pod whose sockets pass the programs, pods that answer, and tables written by hand.
 
 use crate::kernel::{KernelObject, frontend_key};
+use crate::raw;
 use anyhow::Result;
 use lb_common::addr::{Addr, BackendId, Endpoint, Port, Prefix, Protocol, ServiceId};
 use lb_common::hash::HashKeys;
@@ -9,11 +10,14 @@ use lb_common::table::{
     Service, Slot, Window,
 };
 use lb_common::verdict::Reason;
-use lb_lab::{Lab, Pod, PodNetwork, Process, Server};
+use lb_lab::client::PATIENCE;
+use lb_lab::process::open_private;
+use lb_lab::{Lab, Place, Pod, PodNetwork, Process, Server};
 use std::collections::HashMap;
 use std::io::Read;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Instant;
 use zerocopy::FromZeros;
 
 /// Where the servers listen.
@@ -130,6 +134,47 @@ impl World {
         (process.unwrap(), writer)
     }
 
+    /// A socket of the client pod in the hands of the test: the hooks go by the cgroup and the
+    /// namespace it was made in, whoever uses it.
+    pub fn socket(&self, open: impl FnOnce() -> Result<OwnedFd>) -> OwnedFd {
+        Self::socket_of(self.client.place(), open)
+    }
+
+    /// The same of any place.
+    pub fn socket_of(place: &Place, open: impl FnOnce() -> Result<OwnedFd>) -> OwnedFd {
+        const NUMBER: i32 = 200;
+        let process = Process::start(place, |ready| {
+            let socket = open()?;
+            // SAFETY: plain system call; nothing else in the child has this number.
+            if unsafe { libc::dup2(socket.as_raw_fd(), NUMBER) } != NUMBER {
+                return Err(std::io::Error::last_os_error().into());
+            }
+            ready.tell()?;
+            loop {
+                std::thread::park();
+            }
+        });
+        let process = process.unwrap();
+        let pid = process.id().unwrap();
+        open_private(|| Ok(raw::descriptor_of(pid, NUMBER)?)).unwrap()
+    }
+
+    /// The backends a service port has ever had.
+    pub fn backends_of(&mut self, id: ServiceId) -> Vec<BackendId> {
+        let all = (1..self.backends).map(BackendId);
+        all.filter(|backend| self.kernel.read_backend(*backend).unwrap().service == id)
+            .collect()
+    }
+
+    /// Takes a backend out of service, or brings it back.
+    pub fn set_backend(&mut self, id: BackendId, state: BackendState) {
+        let backend = self.kernel.read_backend(id).unwrap();
+        let state = state as u8;
+        self.kernel
+            .backend(id, Backend { state, ..backend })
+            .unwrap();
+    }
+
     /// The backend that was made last.
     pub fn last_backend(&self) -> BackendId {
         BackendId(self.backends - 1)
@@ -180,6 +225,16 @@ impl World {
             counters.iter().map(|cpu| cpu.socket_opened).sum(),
             counters.iter().map(|cpu| cpu.socket_closed).sum(),
         )
+    }
+
+    /// Waits until a service port has so many connections begun and ended. A socket of the test's
+    /// own may have been copied into a program that a parallel test starts, until that is loaded.
+    pub fn await_connections(&self, id: ServiceId, expected: (u64, u64)) {
+        let end = Instant::now() + PATIENCE;
+        while self.connections(id) != expected && Instant::now() < end {
+            std::thread::yield_now();
+        }
+        assert_eq!(self.connections(id), expected, "begun and ended");
     }
 
     /// The same of a backend.

@@ -2,7 +2,8 @@
 //! by hand, no packet path. What is not translated at the socket reaches nobody, since no route
 //! leads to a service address: an answer proves the translation.
 //!
-//! Here: connections. Datagrams are in `socket_datagrams.rs`, who asks in `socket_clients.rs`.
+//! Here: connections. Datagrams are in `socket_datagrams.rs`, node ports in `socket_node_ports.rs`,
+//! who asks in `socket_clients.rs`.
 
 use lb_common::addr::Protocol;
 use lb_common::table::{FrontendKind, Service, Window};
@@ -10,6 +11,7 @@ use lb_common::verdict::Reason;
 use lb_lab::client;
 use lb_tests::kernel::{KernelObject, frontend_key, running_features};
 use lb_tests::raw;
+use lb_tests::ring;
 use lb_tests::socket_world::{World, v4, v6};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
@@ -236,7 +238,7 @@ fn connect_by_io_uring_is_translated() {
         let id = world.serve(asked, Protocol::TCP, &["a"]);
         let said = world.client_says(|| {
             let socket = raw::tcp(asked)?;
-            match raw::io_uring_connect(&socket, asked) {
+            match ring::connect(&socket, asked) {
                 Ok(()) => {}
                 Err(error) if raw::is_missing(&error) => return Ok("missing".to_owned()),
                 Err(error) => return Err(error.into()),

@@ -10,8 +10,29 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, pipe};
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError};
+
+/// Descriptors from here up stay with the process that opened them.
+const PRIVATE: u32 = 600;
+
+/// Held while a child is forked, and while a descriptor is on its way up to [`PRIVATE`].
+static FORKING: Mutex<()> = Mutex::new(());
+
+/// Opens a descriptor that processes forked by parallel tests do not inherit: who waits for its
+/// last copy to be closed would wait for them.
+pub fn open_private(open: impl FnOnce() -> Result<OwnedFd>) -> Result<OwnedFd> {
+    let _forking = FORKING.lock().unwrap_or_else(PoisonError::into_inner);
+    let fd = open()?;
+    // SAFETY: plain system call with integers.
+    let private = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, PRIVATE) };
+    if private < 0 {
+        return Err(std::io::Error::last_os_error()).context("cannot copy a descriptor");
+    }
+    // SAFETY: just made, and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(private) })
+}
 
 /// A forked process; killed and reaped on drop.
 ///
@@ -56,6 +77,7 @@ impl Process {
         let outcome = memfd_create("lab-outcome", MFdFlags::MFD_CLOEXEC)
             .context("cannot make a memory file for the outcome")?;
         let mut outcome = File::from(outcome);
+        let forking = FORKING.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the child runs on a copy of this thread alone. glibc keeps its allocator usable
         // after a fork; no lock of ours is held here; the child ends in _exit and never returns.
         match unsafe { fork() }.context("cannot fork")? {
@@ -64,8 +86,11 @@ impl Process {
                 outcome,
             }),
             ForkResult::Child => {
+                drop(forking);
                 // SAFETY: prctl with integers only.
                 unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+                // SAFETY: in this copy of the process nobody uses these descriptors.
+                unsafe { libc::syscall(libc::SYS_close_range, PRIVATE, u32::MAX, 0) };
                 let done = catch_unwind(AssertUnwindSafe(|| {
                     if let Some(procs) = procs {
                         fs::write(&procs, "0")
