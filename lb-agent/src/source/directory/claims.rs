@@ -5,7 +5,8 @@
 
 use super::derive::read;
 use super::object::{Manifest, ObjectKey, ObjectKind};
-use super::parse::{Cut, Parsed, Shape, parse};
+use super::parse::{Parsed, parse};
+use super::shape::{Cut, Shape};
 use super::{defaults, validate};
 use crate::source::{Problem, SourceRefusal};
 use serde_json::Value;

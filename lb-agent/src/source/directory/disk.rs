@@ -5,51 +5,26 @@
 //! one that vanishes has a moment to come back, as editors and `mv` make it.
 
 use super::claims::Edit;
+use super::file::{self, Stamp, is_manifest, lies_still};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
-use std::fs::{self, Metadata};
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 /// How long a vanished file may come back, and how long a file must lie still when only the look
 /// at everything found it changed.
 const SETTLE: Duration = Duration::from_millis(250);
+/// How long the files of a directory that was gone itself may come back: whoever makes it anew fills
+/// it next.
+const REFILL: Duration = Duration::from_secs(10);
 /// How long after its last write an open file is waited for.
 const WRITING: Duration = Duration::from_secs(10);
 /// The look at everything.
 const POLL: Duration = Duration::from_secs(2);
-
-/// What tells one content of a file from another.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct Stamp {
-    file: (u64, u64),
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    fn of(meta: &Metadata) -> Self {
-        Self {
-            file: (meta.dev(), meta.ino()),
-            size: meta.size(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
-            changed: (meta.ctime(), meta.ctime_nsec()),
-        }
-    }
-}
-
-fn lies_still(meta: &Metadata) -> bool {
-    let age = meta
-        .modified()
-        .ok()
-        .and_then(|at| SystemTime::now().duration_since(at).ok());
-    age.is_none_or(|age| age >= SETTLE)
-}
 
 /// inotify's descriptor, for tokio.
 #[derive(Debug)]
@@ -76,13 +51,17 @@ pub struct Disk {
     directory: PathBuf,
     seen: BTreeMap<PathBuf, Stamp>,
     writing: BTreeMap<PathBuf, Instant>,
+    /// Files that are not there, and when they are given up.
     vanished: BTreeMap<PathBuf, Instant>,
     pending: BTreeSet<PathBuf>,
     moved: BTreeMap<u32, PathBuf>,
     renamed: BTreeMap<PathBuf, PathBuf>,
     watched: Option<((u64, u64), WatchDescriptor)>,
     parent_watched: bool,
+    /// The directory itself was gone since the last look.
+    lost: bool,
     next_look: Instant,
+    started: Instant,
     listed: bool,
 }
 
@@ -99,7 +78,9 @@ impl Disk {
             renamed: BTreeMap::new(),
             watched: None,
             parent_watched: false,
+            lost: false,
             next_look: Instant::now(),
+            started: Instant::now(),
             listed: false,
         }
     }
@@ -111,10 +92,13 @@ impl Disk {
 
     /// When [`Self::collect`] has something to do even without an event.
     pub fn deadline(&self) -> Instant {
+        if !self.listed {
+            return self.next_look;
+        }
         if !self.pending.is_empty() {
             return Instant::now();
         }
-        let settle = self.vanished.values().map(|since| *since + SETTLE).min();
+        let settle = self.vanished.values().min().copied();
         let writing = self.writing.values().map(|since| *since + WRITING).min();
         [settle, writing]
             .into_iter()
@@ -130,14 +114,24 @@ impl Disk {
         if now >= self.next_look {
             self.next_look = now + SETTLE;
             self.watch(events);
-            let still = self.look()?;
+            let mut still = self.look()?;
+            if !self.listed {
+                // A file that is being written belongs to the first listing, too.
+                still &= self.writing.is_empty() || now >= self.started + WRITING;
+            }
             // A large directory is looked at more rarely: at most one part in two hundred of a CPU.
             let pause = POLL.max(now.elapsed() * 200);
             self.next_look = now + if still { pause } else { SETTLE };
-            if !still && !self.listed {
-                return Ok(BTreeMap::new());
+            if still && !self.listed {
+                self.listed = true;
+                // Whoever still writes has had the time.
+                self.pending
+                    .extend(std::mem::take(&mut self.writing).into_keys());
             }
-            self.listed = true;
+        }
+        if !self.listed {
+            // Nothing is taken yet: what is read alone would pass for the whole listing.
+            return Ok(BTreeMap::new());
         }
         self.writing.retain(|path, since| {
             let wait = now < *since + WRITING;
@@ -234,6 +228,10 @@ impl Disk {
         let here = self
             .watched
             .is_some_and(|(_, descriptor)| descriptor == event.wd);
+        if here && event.mask.contains(AddWatchFlags::IN_IGNORED) {
+            // The directory is gone; another with the same inode may take its place.
+            (self.watched, self.lost) = (None, true);
+        }
         let name = event.name.as_deref();
         let Some(name) = name.filter(|_| here) else {
             // The parent, or an overflow. Of the parent only our own name matters.
@@ -280,7 +278,8 @@ impl Disk {
     fn look(&mut self) -> io::Result<bool> {
         let mut present = BTreeSet::new();
         let mut still = true;
-        for entry in fs::read_dir(&self.directory)? {
+        let entries = fs::read_dir(&self.directory).inspect_err(|_| self.lost = true)?;
+        for entry in entries {
             let path = entry?.path();
             if !is_manifest(&path) {
                 continue;
@@ -288,12 +287,9 @@ impl Disk {
             let Ok(meta) = fs::metadata(&path) else {
                 continue;
             };
-            if !meta.is_file() {
-                continue;
-            }
             if self.seen.get(&path) != Some(&Stamp::of(&meta)) && !self.writing.contains_key(&path)
             {
-                if lies_still(&meta) {
+                if lies_still(&meta, SETTLE) {
                     self.pending.insert(path.clone());
                 } else {
                     still = false;
@@ -307,24 +303,25 @@ impl Disk {
             .filter(|path| !present.contains(*path))
             .cloned()
             .collect();
+        let now = Instant::now();
+        // Those that went with the directory itself have longer than the rest to come back.
+        let wait = if std::mem::take(&mut self.lost) {
+            self.vanished
+                .values_mut()
+                .for_each(|until| *until = now + REFILL);
+            REFILL
+        } else {
+            SETTLE
+        };
         for path in missing {
-            self.vanished.entry(path).or_insert_with(Instant::now);
+            self.vanished.entry(path).or_insert(now + wait);
         }
         Ok(still)
     }
 
     /// Reads one file if it changed.
     fn read(&mut self, path: &Path) -> Option<Edit> {
-        let result = fs::File::open(path).and_then(|mut file| {
-            let stamp = Stamp::of(&file.metadata()?);
-            if self.seen.get(path) == Some(&stamp) {
-                return Ok(None);
-            }
-            let mut bytes = Vec::new();
-            io::Read::read_to_end(&mut file, &mut bytes)?;
-            Ok(Some((stamp, bytes)))
-        });
-        match result {
+        match file::read(path, self.seen.get(path)) {
             Ok(None) => {
                 self.vanished.remove(path);
                 None
@@ -338,14 +335,14 @@ impl Disk {
                 if self.seen.contains_key(path) {
                     self.vanished
                         .entry(path.to_owned())
-                        .or_insert_with(Instant::now);
+                        .or_insert_with(|| Instant::now() + SETTLE);
                 }
                 None
             }
             Err(error) => {
-                let stamp = fs::metadata(path).map(|meta| Stamp::of(&meta));
-                self.seen
-                    .extend(stamp.map(|stamp| (path.to_owned(), stamp)));
+                self.vanished.remove(path);
+                // Tried again at each look: what hinders may pass without a trace on the file.
+                self.seen.insert(path.to_owned(), Stamp::UNREAD);
                 Some(Edit::Unreadable(error.to_string()))
             }
         }
@@ -354,18 +351,22 @@ impl Disk {
     /// Gives up files that did not come back. A name that leads nowhere is not a deleted file:
     /// half of a symlink swap looks like that.
     fn expire(&mut self, now: Instant, edits: &mut BTreeMap<PathBuf, Edit>) -> io::Result<()> {
-        let due = |since: &Instant| now >= *since + SETTLE;
         let expired: Vec<_> = self
             .vanished
             .iter()
-            .filter(|(_, since)| due(since))
+            .filter(|(_, until)| now >= **until)
             .map(|(path, _)| path.clone())
             .collect();
         if expired.is_empty() {
             return Ok(());
         }
         // A directory that is gone itself says nothing about its files.
-        fs::read_dir(&self.directory)?;
+        if let Err(error) = fs::read_dir(&self.directory) {
+            self.lost = true;
+            let wait = |until: &mut Instant| *until = now + REFILL;
+            self.vanished.values_mut().for_each(wait);
+            return Err(error);
+        }
         for path in expired {
             self.vanished.remove(&path);
             self.seen.remove(&path);
@@ -376,7 +377,7 @@ impl Disk {
                     continue;
                 }
                 Ok(_) => {
-                    self.vanished.insert(path.clone(), now);
+                    self.vanished.insert(path.clone(), now + POLL);
                     Edit::Unreadable("the symbolic link leads nowhere".to_owned())
                 }
                 Err(_) => Edit::Gone,
@@ -385,15 +386,4 @@ impl Disk {
         }
         Ok(())
     }
-}
-
-/// Files that are read: by extension, and not hidden (editors' and tools' own files).
-fn is_manifest(path: &Path) -> bool {
-    let hidden = |name: &OsStr| name.as_encoded_bytes().starts_with(b".");
-    let extension = path
-        .extension()
-        .and_then(OsStr::to_str)
-        .map(str::to_ascii_lowercase);
-    path.file_name().is_some_and(|name| !hidden(name))
-        && matches!(extension.as_deref(), Some("yaml" | "yml" | "json"))
 }

@@ -5,6 +5,15 @@ use super::object::{Manifest, ObjectKind};
 use serde_json::Value;
 use std::path::Path;
 
+/// How deep a document may nest: as deep as `serde_json` lets JSON.
+const DEPTH: usize = 128;
+/// The stack for that; only what is used of it costs memory.
+const STACK: usize = 16 << 20;
+/// How many nodes the aliases of a document may stand for.
+const REPLAYED: usize = 100_000;
+/// How much text the scalars of a document may hold, those that aliases repeat included.
+const EXPANDED: usize = 128 << 20;
+
 /// Why a file does not parse.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("line {line}: {reason}")]
@@ -42,9 +51,24 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Parsed, ParseError> {
     {
         json(text, &mut parsed)?;
     } else {
-        yaml(text, &mut parsed)?;
+        with_stack(|| yaml(text, &mut parsed))?;
     }
     Ok(parsed)
+}
+
+/// Parses on a thread whose stack holds [`DEPTH`] levels: one takes tens of kilobytes, and a stack
+/// that overflows ends the whole agent.
+fn with_stack(parse: impl FnOnce() -> Result<(), ParseError> + Send) -> Result<(), ParseError> {
+    let failed = |reason: String| ParseError { line: 1, reason };
+    std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .name("manifest".to_owned())
+            .stack_size(STACK)
+            .spawn_scoped(scope, parse)
+            .map_err(|error| failed(format!("cannot be parsed now: {error}")))?
+            .join()
+            .unwrap_or_else(|_| Err(failed("the YAML parser broke on it".to_owned())))
+    })
 }
 
 fn line_at(bytes: &[u8], offset: usize) -> u64 {
@@ -110,8 +134,20 @@ pub(super) fn from_yaml<T: serde::de::DeserializeOwned>(
     first_line: u64,
 ) -> Result<T, ParseError> {
     let options = serde_saphyr::options! {
-        // The files are the operator's own and may hold a List of 10,000 services.
-        budget: None,
+        // A List of 10,000 services is nothing unusual; what nests deeper than JSON may, or grows
+        // out of aliases beyond all measure, would cost the agent its stack or the node its memory.
+        budget: serde_saphyr::budget! {
+            max_depth: DEPTH,
+            flow_nesting_limit: DEPTH,
+            max_events: usize::MAX,
+            max_nodes: usize::MAX,
+            max_total_scalar_bytes: EXPANDED,
+            max_reader_input_bytes: None,
+            enforce_alias_anchor_ratio: false,
+        },
+        alias_limits: serde_saphyr::alias_limits! {
+            max_total_replayed_events: REPLAYED,
+        },
         with_snippet: false,
     };
     serde_saphyr::from_str_with_options(text, options).map_err(|error| {
@@ -167,82 +203,10 @@ fn take(
     Ok(())
 }
 
-/// What is remembered of a file's text to recognise its half: a running hash at each line's end,
-/// and the lines at which documents begin.
-#[derive(Clone, Debug, Default)]
-pub struct Shape {
-    lines: Box<[u32]>,
-    separators: Box<[usize]>,
-    last: Box<[u8]>,
-}
-
-/// Where a known text was cut off.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Cut {
-    /// Within a line. Such a text may parse (`port: 8080` cut to `port: 80`) and is never what
-    /// somebody wants.
-    WithinLine,
-    /// Between two lines of one document.
-    WithinDocument,
-    /// Between documents: whoever deletes the last one leaves that, too.
-    BetweenDocuments,
-}
-
-impl Shape {
-    /// The shape of a text that parsed.
-    pub fn of(bytes: &[u8]) -> Self {
-        let separator = |(index, line): (usize, &[u8])| line.starts_with(b"---").then_some(index);
-        let lines = bytes.split(|byte| *byte == b'\n').enumerate();
-        Self {
-            lines: running_hashes(bytes).collect(),
-            separators: lines.filter_map(separator).collect(),
-            last: bytes
-                .trim_ascii_end()
-                .rsplit(|byte| *byte == b'\n')
-                .next()
-                .unwrap_or(b"")
-                .into(),
-        }
-    }
-
-    /// Whether and where `bytes` are the remembered text cut off.
-    pub fn cut(&self, bytes: &[u8]) -> Option<Cut> {
-        let whole: Vec<u32> = running_hashes(bytes).collect();
-        let known = whole.len() < self.lines.len() && self.lines.starts_with(&whole);
-        if bytes.is_empty() || !known {
-            return None;
-        }
-        let separator = |line: usize| self.separators.binary_search(&line).is_ok();
-        let rest = bytes.rsplit(|byte| *byte == b'\n').next().unwrap_or(b"");
-        let in_last = whole.len() + 1 == self.lines.len();
-        if in_last && !rest.is_empty() && (rest == &*self.last || !self.last.starts_with(rest)) {
-            // The last line is edited, or only its end is gone, as some editors leave it.
-            return None;
-        }
-        Some(if !rest.is_empty() {
-            Cut::WithinLine
-        } else if separator(whole.len()) || separator(whole.len() - 1) {
-            Cut::BetweenDocuments
-        } else {
-            Cut::WithinDocument
-        })
-    }
-}
-
-/// FNV-1a over everything up to each newline.
-fn running_hashes(bytes: &[u8]) -> impl Iterator<Item = u32> + '_ {
-    bytes
-        .iter()
-        .scan(0x811c_9dc5_u32, |hash, byte| {
-            *hash = (*hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
-            Some((*byte == b'\n', *hash))
-        })
-        .filter_map(|(end, hash)| end.then_some(hash))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fmt::Write;
 
     const TWO: &str = "# a comment\n---\napiVersion: v1\nkind: Service\nmetadata:\n  name: a\n---\n\
                        apiVersion: v1\nkind: ConfigMap\nmetadata: {name: b}\n---\n# only a comment\n";
@@ -301,21 +265,59 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_was_cut_off_is_recognised() {
-        let shape = Shape::of(b"a: 1\nport: 8080\n---\nb: 1\n");
-        for (text, cut) in [
-            ("a: 1\nport: 80", Some(Cut::WithinLine)),
-            ("a:", Some(Cut::WithinLine)),
-            ("a: 1\n", Some(Cut::WithinDocument)),
-            ("a: 1\nport: 8080\n", Some(Cut::BetweenDocuments)),
-            ("a: 1\nport: 8080\n---\n", Some(Cut::BetweenDocuments)),
-            ("a: 2\nport: 80", None),
-            ("a: 1\nport: 8080\n---\nb:", Some(Cut::WithinLine)),
-            ("a: 1\nport: 8080\n---\nb: 1", None),
-            ("a: 1\nport: 8080\n---\nb: 2", None),
-            ("", None),
-        ] {
-            assert_eq!(shape.cut(text.as_bytes()), cut, "{text:?}");
+    fn deep_nesting_and_alias_bombs_are_errors_and_cost_neither_stack_nor_memory() {
+        let deep = 200_000;
+        let mut ladder = String::new();
+        for depth in 0..5_000 {
+            writeln!(ladder, "{:depth$}a:", "").unwrap();
         }
+        let mut laughs = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for step in 1..12 {
+            let before = vec![format!("*a{}", step - 1); 10].join(", ");
+            writeln!(laughs, "a{step}: &a{step} [{before}]").unwrap();
+        }
+        let long = format!(
+            "a: &a {}\nb: [{}]\n",
+            "x".repeat(1 << 20),
+            vec!["*a"; 20_000].join(", ")
+        );
+        let recursive = "a: &a [*a]\n";
+        for (name, text) in [
+            ("flow", "[".repeat(deep)),
+            ("braces", "{a: ".repeat(deep)),
+            ("block", "- ".repeat(deep)),
+            ("ladder", ladder),
+            ("laughs", laughs),
+            ("long", long),
+            ("recursive", recursive.to_owned()),
+        ] {
+            let error = parse(Path::new("a.yaml"), text.as_bytes());
+            assert!(error.is_err(), "{name}");
+        }
+        let error = parse(Path::new("a.json"), "[".repeat(deep).as_bytes()).unwrap_err();
+        assert_eq!(error.line, 1, "{error}");
+    }
+
+    #[test]
+    fn aliases_as_people_use_them_and_large_lists_parse() {
+        let mut text = String::from(
+            "apiVersion: v1\nkind: List\nitems:\n- &first {apiVersion: v1, kind: Service, \
+             metadata: {name: a}, spec: &spec {ports: [{port: 80}]}}\n",
+        );
+        for number in 0..2_000 {
+            writeln!(
+                text,
+                "- {{apiVersion: v1, kind: Service, metadata: {{name: s{number}}}, spec: *spec}}"
+            )
+            .unwrap();
+        }
+        assert_eq!(names("a.yaml", &text).len(), 2_001);
+    }
+
+    #[test]
+    fn a_key_that_stands_twice_is_named_with_its_line() {
+        let text = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nkind: Pod\n";
+        let error = parse(Path::new("a.yaml"), text.as_bytes()).unwrap_err();
+        assert_eq!(error.line, 4, "{error}");
     }
 }

@@ -230,3 +230,100 @@ async fn what_was_given_is_on_disk_before_anybody_sees_it() {
     let (written, _) = StateFiles::new(running.root.path().join("state")).load();
     assert_eq!(written.held.len(), 1);
 }
+
+#[tokio::test]
+async fn the_first_listing_holds_old_files_also_beside_one_that_was_just_written() {
+    let mut running = Running::start(|root| {
+        fs::create_dir(root.join("d")).unwrap();
+        for name in ["a", "c"] {
+            let path = root.join("d").join(format!("{name}.yaml"));
+            fs::write(&path, service(name, 1)).unwrap();
+            let old = std::time::SystemTime::now() - Duration::from_secs(60);
+            let file = fs::File::options().write(true).open(&path).unwrap();
+            file.set_modified(old).unwrap();
+        }
+        fs::write(root.join("d/b.yaml"), service("b", 1)).unwrap();
+    });
+    let mut listed = Vec::new();
+    for _ in 0..4 {
+        listed.push(running.next().await);
+    }
+    assert_eq!(listed, ["a 1", "b 1", "c 1", "complete"]);
+}
+
+#[tokio::test]
+async fn the_first_listing_waits_for_a_file_that_is_being_written() {
+    use std::io::Write;
+    let events = Events::new().unwrap();
+    let (root, mut disk) = loop {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("a.yaml"), service("a", 1)).unwrap();
+        let mut disk = Disk::new(root.path().to_owned());
+        disk.collect(Some(&events)).unwrap();
+        // On a machine that stood still for a moment the first look was the listing: try again.
+        if !disk.is_listed() {
+            break (root, disk);
+        }
+    };
+    let mut file = fs::File::create(root.path().join("b.yaml")).unwrap();
+    let text = service("b", 1);
+    for half in [&text[..20], &text[20..]] {
+        file.write_all(half.as_bytes()).unwrap();
+        tokio::time::sleep_until(disk.deadline().into()).await;
+        assert!(disk.collect(Some(&events)).unwrap().is_empty());
+        assert!(!disk.is_listed());
+    }
+    drop(file);
+    let mut edits = BTreeMap::new();
+    while !disk.is_listed() {
+        tokio::time::sleep_until(disk.deadline().into()).await;
+        edits.append(&mut disk.collect(Some(&events)).unwrap());
+    }
+    assert_eq!(edits.len(), 2, "{edits:?}");
+}
+
+#[tokio::test]
+async fn what_is_not_a_file_is_refused_without_waiting_for_it() {
+    let mut running = Running::start(|root| {
+        fs::create_dir(root.join("d")).unwrap();
+        fs::write(root.join("d/a.yaml"), service("a", 1)).unwrap();
+    });
+    assert_eq!(running.next().await, "a 1");
+    assert_eq!(running.next().await, "complete");
+    nix::unistd::mkfifo(
+        &running.path("fifo.yaml"),
+        nix::sys::stat::Mode::from_bits_truncate(0o600),
+    )
+    .unwrap();
+    let said = running.said().await;
+    assert!(
+        said.contains("fifo.yaml: cannot be read: it is a FIFO, not a file"),
+        "{said}"
+    );
+    fs::write(running.path("a.yaml"), service("a", 2)).unwrap();
+    assert_eq!(running.next().await, "a 2");
+    fs::remove_file(running.path("fifo.yaml")).unwrap();
+    assert_eq!(running.said().await, "resolved");
+}
+
+#[tokio::test]
+async fn a_directory_that_is_made_anew_has_time_to_be_filled() {
+    let mut running = Running::start(|root| {
+        fs::create_dir(root.join("d")).unwrap();
+        fs::write(root.join("d/a.yaml"), service("a", 1)).unwrap();
+        fs::write(root.join("d/b.yaml"), service("b", 1)).unwrap();
+    });
+    for expected in ["a 1", "b 1", "complete"] {
+        assert_eq!(running.next().await, expected);
+    }
+    let directory = running.root.path().join("d");
+    fs::remove_dir_all(&directory).unwrap();
+    // Longer than a deleted file is waited for.
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    fs::create_dir(&directory).unwrap();
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    fs::write(directory.join("a.yaml"), service("a", 2)).unwrap();
+    assert_eq!(running.next().await, "a 2", "nothing was deleted meanwhile");
+    // What does not come back is gone in the end.
+    assert_eq!(running.next().await, "delete b");
+}
