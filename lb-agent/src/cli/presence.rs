@@ -15,6 +15,9 @@ const DIRECTORY: &str = "/run/lb-agent";
 /// How often the file is written at most.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// How many troubles are told in full.
+const TROUBLES: usize = 100;
+
 /// One agent, as it last described itself.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -35,6 +38,10 @@ pub struct Presence {
     pub last_sync: Option<String>,
     /// The last write that failed, until one succeeds.
     pub last_error: Option<String>,
+    /// What is not taken or not served now and why, a sentence each, [`TROUBLES`] at most.
+    pub troubles: Vec<String>,
+    /// How many more there are.
+    pub more_troubles: usize,
 }
 
 /// A file name for a path: unique, and readable for people.
@@ -57,6 +64,20 @@ impl Presence {
         serde_json::from_slice(&std::fs::read(file).ok()?).ok()
     }
 
+    /// Takes what there is to say from the agent and its source.
+    fn describe(&mut self, snapshot: &Snapshot, source: &[String]) {
+        self.last_sync = snapshot
+            .last_sync
+            .and_then(|at| Timestamp::try_from(at).ok())
+            .map(|at| at.to_string());
+        self.last_error.clone_from(&snapshot.last_error);
+        let refused = snapshot.refusals.iter().chain(&snapshot.not_served);
+        let messages = refused.map(|refusal| &refusal.message);
+        let all: Vec<&String> = source.iter().chain(messages).collect();
+        self.more_troubles = all.len().saturating_sub(TROUBLES);
+        self.troubles = all.into_iter().take(TROUBLES).cloned().collect();
+    }
+
     /// Replaces the file as a whole, so that a reader never sees half of it.
     fn write(&self, file: &Path) -> io::Result<()> {
         if let Some(directory) = file.parent() {
@@ -75,22 +96,17 @@ pub fn forget(bpffs: &Path) {
     let _ = std::fs::remove_dir(DIRECTORY);
 }
 
-/// Keeps the file in step with the snapshots until `shutdown`, then removes it.
+/// Keeps the file in step with the snapshots and the source's troubles until `shutdown`, then
+/// removes it.
 pub async fn keep(
     mut presence: Presence,
     file: PathBuf,
     mut snapshots: watch::Receiver<Snapshot>,
+    mut source: watch::Receiver<Vec<String>>,
     shutdown: CancellationToken,
 ) {
     loop {
-        {
-            let snapshot = snapshots.borrow_and_update();
-            presence.last_sync = snapshot
-                .last_sync
-                .and_then(|at| Timestamp::try_from(at).ok())
-                .map(|at| at.to_string());
-            presence.last_error.clone_from(&snapshot.last_error);
-        }
+        presence.describe(&snapshots.borrow_and_update(), &source.borrow_and_update());
         if let Err(error) = presence.write(&file) {
             tracing::warn!(
                 file = %file.display(), %error,
@@ -101,7 +117,10 @@ pub async fn keep(
         tokio::select! {
             changed = async {
                 tokio::time::sleep(PAUSE).await;
-                snapshots.changed().await
+                tokio::select! {
+                    changed = snapshots.changed() => changed,
+                    changed = source.changed() => changed,
+                }
             } => if changed.is_err() { break },
             () = shutdown.cancelled() => break,
         }
@@ -129,7 +148,14 @@ mod tests {
             node: "a".to_owned(),
             ..Presence::default()
         };
-        let keeper = tokio::spawn(keep(presence, file.clone(), snapshots, shutdown.clone()));
+        let (troubled, source) = watch::channel(Vec::new());
+        let keeper = tokio::spawn(keep(
+            presence,
+            file.clone(),
+            snapshots,
+            source,
+            shutdown.clone(),
+        ));
         // Paused clock: each sleep ends when the keeper has done what it can.
         tokio::time::sleep(PAUSE / 2).await;
         assert_eq!(Presence::read(&file).unwrap().last_sync, None);
@@ -139,6 +165,10 @@ mod tests {
         let read = Presence::read(&file).unwrap();
         assert_eq!(read.last_sync.as_deref(), Some("2001-09-09T01:46:40Z"));
         assert_eq!(read.node, "a");
+        troubled.send_replace(vec!["a.yaml: line 3: …".to_owned(); TROUBLES + 2]);
+        tokio::time::sleep(PAUSE * 2).await;
+        let read = Presence::read(&file).unwrap();
+        assert_eq!((read.troubles.len(), read.more_troubles), (TROUBLES, 2));
         shutdown.cancel();
         keeper.await.unwrap();
         assert!(Presence::read(&file).is_none());

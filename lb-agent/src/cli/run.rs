@@ -15,7 +15,6 @@ use crate::source::kube::client::Servers;
 use crate::source::{Change, Report};
 use anyhow::Context;
 use k8s_openapi::jiff::Timestamp;
-use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -59,7 +58,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
 
     let shutdown = CancellationToken::new();
     let (snapshot, snapshots) = watch::channel(Snapshot::default());
-    let (troubles_sender, source_problems) = watch::channel(BTreeMap::new());
+    let (counts, source_problems) = watch::channel(troubles::Counts::new());
+    let (sentences, source_troubles) = watch::channel(Vec::new());
     let served = Served::new(NodeMetrics {
         tables: PinnedTables(settings.bpffs.clone()),
         snapshot: snapshots.clone(),
@@ -75,7 +75,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
 
     let (changes, changes_seen) = mpsc::channel(CHANGES);
     let (reports, reports_seen) = mpsc::channel(CHANGES);
-    tokio::spawn(troubles::follow(reports_seen, troubles_sender));
+    tokio::spawn(troubles::follow(reports_seen, counts, sentences));
     start_source(&settings, changes, reports, &shutdown).await?;
     let state = State::new(settings.model_options(), NodeFacts::named(&settings.node));
     let options = settings.datapath_options();
@@ -92,6 +92,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         metrics,
         served,
         snapshots,
+        source_troubles,
         shutdown.clone(),
     ));
 
@@ -226,6 +227,7 @@ async fn leave_note(
     metrics: SocketAddr,
     served: Served<PinnedTables>,
     mut snapshots: watch::Receiver<Snapshot>,
+    source_troubles: watch::Receiver<Vec<String>>,
     shutdown: CancellationToken,
 ) {
     let (bound, address) = oneshot::channel();
@@ -261,6 +263,7 @@ async fn leave_note(
         note,
         presence::file_of(&settings.bpffs),
         snapshots,
+        source_troubles,
         shutdown,
     )
     .await;

@@ -21,6 +21,9 @@ pub fn render(
         status.layout,
         agent_line(status, agent)
     );
+    if let Some(agent) = agent.filter(|_| status.agent_running) {
+        page.push_str(&troubles(agent));
+    }
     page.push_str(&links(&status.links, devices));
     page.push('\n');
     let mut tables = Columns::new(vec!["TABLE", "USED", "CAPACITY", "FILL"]);
@@ -77,6 +80,24 @@ fn agent_line(status: &StatusView, agent: Option<&Presence>) -> String {
         }
     }
     line
+}
+
+/// What the agent does not take or serve, a line each; nothing if all is well.
+fn troubles(agent: &Presence) -> String {
+    if agent.troubles.is_empty() {
+        return String::new();
+    }
+    let mut text = "Troubles\n".to_owned();
+    for trouble in &agent.troubles {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "  {trouble}");
+    }
+    if agent.more_troubles > 0 {
+        let more = agent.more_troubles;
+        let _ = writeln!(text, "  and {more} more, which the log names");
+    }
+    text.push('\n');
+    text
 }
 
 /// Links by where they are: the cgroup first, then each device.
@@ -212,6 +233,7 @@ opened  3
         );
         assert!(page.contains("last sync 2026-01-01T00:00:01Z\n"), "{page}");
         assert!(page.contains("metrics on 127.0.0.1:10249"), "{page}");
+        assert!(!page.contains("Troubles"), "{page}");
         // A note that a dead agent left says nothing.
         let stale = render(
             Path::new("/b"),
@@ -220,5 +242,33 @@ opened  3
             &BTreeMap::new(),
         );
         assert!(stale.contains("not running"), "{stale}");
+    }
+
+    #[test]
+    fn what_the_agent_does_not_take_is_listed() {
+        let agent = Presence {
+            troubles: vec!["/m/web.yaml: line 3: bad indentation".to_owned()],
+            more_troubles: 4,
+            ..Presence::default()
+        };
+        let page = |running| {
+            render(
+                Path::new("/b"),
+                &view(running),
+                Some(&agent),
+                &BTreeMap::new(),
+            )
+        };
+        assert!(
+            page(true).contains(
+                "Troubles\n  /m/web.yaml: line 3: bad indentation\n  and 4 more, which the log names\n"
+            ),
+            "{}",
+            page(true)
+        );
+        assert!(
+            !page(false).contains("Troubles"),
+            "a dead agent's note says nothing"
+        );
     }
 }

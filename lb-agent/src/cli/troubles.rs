@@ -5,17 +5,20 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use tokio::sync::{mpsc, watch};
 
+/// How many troubles of each kind there are now.
+pub(crate) type Counts = BTreeMap<&'static str, u64>;
+
 /// Troubles that last, by their identity (object, file).
 #[derive(Debug, Default)]
-struct Troubles(BTreeMap<(String, Option<PathBuf>), Problem>);
+struct Troubles(BTreeMap<(String, Option<PathBuf>), SourceRefusal>);
 
 impl Troubles {
     fn take(&mut self, report: Report) {
         match report {
             Report::Refused(refusal) => {
                 say(&refusal);
-                self.0
-                    .insert((refusal.object, refusal.file), refusal.problem);
+                let identity = (refusal.object.clone(), refusal.file.clone());
+                self.0.insert(identity, refusal);
             }
             Report::Resolved { object, file } => {
                 if self.0.remove(&(object.clone(), file.clone())).is_some() {
@@ -26,12 +29,21 @@ impl Troubles {
         }
     }
 
-    fn counts(&self) -> BTreeMap<&'static str, u64> {
-        let mut counts = BTreeMap::new();
-        for problem in self.0.values() {
-            *counts.entry(problem.name()).or_default() += 1;
+    fn counts(&self) -> Counts {
+        let mut counts = Counts::new();
+        for refusal in self.0.values() {
+            *counts.entry(refusal.problem.name()).or_default() += 1;
         }
         counts
+    }
+
+    /// A sentence for each; what is merely ignored is no trouble.
+    fn sentences(&self) -> Vec<String> {
+        self.0
+            .values()
+            .filter(|refusal| refusal.problem != Problem::Ignored)
+            .map(ToString::to_string)
+            .collect()
     }
 }
 
@@ -45,15 +57,20 @@ fn say(refusal: &SourceRefusal) {
     }
 }
 
-/// Logs reports until the source ends; `counts` is how many troubles of each kind there are now.
+/// Logs reports until the source ends, and tells how many troubles of each kind and which there are.
 pub(crate) async fn follow(
     mut reports: mpsc::Receiver<Report>,
-    counts: watch::Sender<BTreeMap<&'static str, u64>>,
+    counts: watch::Sender<Counts>,
+    sentences: watch::Sender<Vec<String>>,
 ) {
     let mut troubles = Troubles::default();
     while let Some(report) = reports.recv().await {
         troubles.take(report);
+        while let Ok(report) = reports.try_recv() {
+            troubles.take(report);
+        }
         counts.send_replace(troubles.counts());
+        sentences.send_replace(troubles.sentences());
     }
 }
 
@@ -73,14 +90,16 @@ mod tests {
     #[tokio::test]
     async fn troubles_are_counted_while_they_last() {
         let (report, reports) = mpsc::channel(8);
-        let (sender, counts) = watch::channel(BTreeMap::new());
-        let follower = tokio::spawn(follow(reports, sender));
+        let (sender, counts) = watch::channel(Counts::new());
+        let (said_sender, said) = watch::channel(Vec::new());
+        let follower = tokio::spawn(follow(reports, sender, said_sender));
         for said in [
             refused("a", Problem::Refused),
             refused("b", Problem::Refused),
             // The same trouble, told anew, counts once.
             refused("b", Problem::Unparsable),
             refused("c", Problem::Unparsable),
+            refused("d", Problem::Ignored),
             Report::Resolved {
                 object: "c".to_owned(),
                 file: None,
@@ -92,7 +111,8 @@ mod tests {
         follower.await.unwrap();
         assert_eq!(
             *counts.borrow(),
-            BTreeMap::from([("refused", 1), ("unparsable", 1)])
+            BTreeMap::from([("ignored", 1), ("refused", 1), ("unparsable", 1)])
         );
+        assert_eq!(said.borrow().len(), 2, "what is ignored is no trouble");
     }
 }
