@@ -7,5 +7,6 @@ pub mod kernel;
 pub mod object;
 pub mod raw;
 pub mod ring;
+pub mod site;
 pub mod socket_world;
 pub mod stage;
