@@ -228,6 +228,7 @@ pub(super) fn load(
     directory: &Directory,
     options: &Options,
 ) -> Result<Programs, StartError> {
+    sys::unlimit_locked_memory();
     let features = features();
     let names = directory.map(name::NAMES);
     if !names.exists() {

@@ -55,6 +55,19 @@ fn path_text(path: &Path) -> io::Result<CString> {
         .map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }
 
+/// Lets this process lock as much memory as it likes: below kernel 5.11 tables and programs count
+/// as locked. Where that is not allowed (`CAP_SYS_RESOURCE`), what no longer fits fails with EPERM.
+pub(super) fn unlimit_locked_memory() {
+    let limit = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: the kernel reads one `rlimit`, which outlives the call.
+    if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) } != 0 {
+        tracing::debug!(error = %io::Error::last_os_error(), "locked memory stays limited");
+    }
+}
+
 /// Opens a pinned object of any kind.
 pub(super) fn object_get(path: &Path) -> io::Result<OwnedFd> {
     let path = path_text(path)?;
