@@ -14,7 +14,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 /// How long a kernel may take in all: emulation is slow, a hang is not worth more.
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_secs(1800);
 /// Begins the last line of a guest that came to its end.
 const EXIT: &str = "xtask-vm-exit:";
 /// The first program of the guest.
