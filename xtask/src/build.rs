@@ -22,6 +22,23 @@ pub(crate) fn everything() -> Result<PathBuf> {
     Ok(agent)
 }
 
+/// The agent to run: a prebuilt one that `LB_AGENT_BIN` names, else what [`everything`] builds.
+pub(crate) fn agent() -> Result<PathBuf> {
+    let Some(prebuilt) = std::env::var_os("LB_AGENT_BIN") else {
+        return everything();
+    };
+    // Relative to the directory it was typed in, which the agent's own need not be.
+    let agent = std::path::absolute(&prebuilt).context("cannot resolve LB_AGENT_BIN")?;
+    if !agent.is_file() {
+        bail!(
+            "LB_AGENT_BIN={} is not a file: unset it, and the agent is built",
+            agent.display()
+        );
+    }
+    say(&format!("agent: prebuilt {}", agent.display()));
+    Ok(agent)
+}
+
 /// Builds both eBPF objects, or takes prebuilt ones.
 pub(crate) fn objects() -> Result<()> {
     let mut toolchain = None;

@@ -1,7 +1,7 @@
 //! `cargo xtask run`: privileges, setup, build, then the demo or the agent against a real source.
 
 use crate::step::say;
-use crate::{RunArgs, build, demo, setup};
+use crate::{RunArgs, build, demo, setup, workspace};
 use anyhow::{Context, Result, anyhow, bail};
 use lb_lab::bpffs::Bpffs;
 use lb_lab::{Namespace, Place, janitor};
@@ -21,8 +21,9 @@ const START: Duration = Duration::from_secs(60);
 
 pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
     build::lb_privileges("run")?;
+    check_sources(args)?;
     setup::lab_tools()?;
-    let agent = build::everything()?;
+    let agent = build::agent()?;
     let in_cluster = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
     let node = match &args.node {
         Some(node) => node.clone(),
@@ -35,6 +36,43 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
         return demo::run(&agent, &node, &args.agent);
     }
     against(&agent, &node, args)
+}
+
+/// A source that is not there is said before anything is installed or built.
+fn check_sources(args: &RunArgs) -> Result<()> {
+    if let Some(dir) = &args.manifests
+        && let Err(error) = fs::read_dir(dir)
+    {
+        bail!(
+            "--manifests {} cannot be read: {error}; name a directory with manifests (it may be \
+             empty), or leave the option out for the demo",
+            dir.display()
+        );
+    }
+    if let Some(file) = &args.kubeconfig
+        && let Err(error) = fs::File::open(file)
+    {
+        bail!(
+            "--kubeconfig {} cannot be read: {error}; name the kubeconfig of a cluster, or leave \
+             the option out for the demo",
+            file.display()
+        );
+    }
+    Ok(())
+}
+
+/// Where ClusterIPs and node ports given to the manifests of `dir` are remembered: another run on
+/// the same directory gives the same ones.
+fn allocations(dir: &Path) -> Result<PathBuf> {
+    let dir = dir
+        .canonicalize()
+        .with_context(|| format!("cannot resolve {}", dir.display()))?;
+    let name: String = dir
+        .to_string_lossy()
+        .chars()
+        .map(|letter| if letter == '/' { '%' } else { letter })
+        .collect();
+    Ok(workspace::target().join("run").join(name))
 }
 
 /// Runs the agent against a cluster or a directory until told to stop, then removes its traces.
@@ -53,6 +91,9 @@ fn against(agent: &Path, node: &str, args: &RunArgs) -> Result<ExitCode> {
     }
     if let Some(dir) = &args.manifests {
         command.arg("--manifests").arg(dir);
+        if value_of(&args.agent, "--state-dir").is_none() {
+            command.arg("--state-dir").arg(allocations(dir)?);
+        }
     }
     command.args(&args.agent);
     let mut served = Served::start(command, agent, &state.0, &args.agent)?;
@@ -193,10 +234,10 @@ impl Served {
                 bail!("interrupted");
             }
             match health(self.health) {
-                Ok(200) => return Ok(()),
+                Ok((200, _)) => return Ok(()),
                 other if Instant::now() > end => {
                     let last = match other {
-                        Ok(status) => format!("/healthz answers {status}"),
+                        Ok((_, body)) => format!("/healthz says: {}", body.trim()),
                         Err(error) => format!("{error:#}"),
                     };
                     bail!(
@@ -235,7 +276,7 @@ impl Drop for Served {
 }
 
 /// The value of flag `name` in `flags`, written `--name value` or `--name=value`.
-fn value_of(flags: &[OsString], name: &str) -> Option<String> {
+pub(crate) fn value_of(flags: &[OsString], name: &str) -> Option<String> {
     let mut words = flags.iter().map(|word| word.to_string_lossy());
     while let Some(word) = words.next() {
         if word == name {
@@ -251,8 +292,8 @@ fn value_of(flags: &[OsString], name: &str) -> Option<String> {
     None
 }
 
-/// The status of `/healthz`.
-fn health(server: SocketAddr) -> Result<u16> {
+/// The status and the text of `/healthz`.
+fn health(server: SocketAddr) -> Result<(u16, String)> {
     let second = Duration::from_secs(1);
     let mut stream = TcpStream::connect_timeout(&server, second)?;
     stream.set_read_timeout(Some(5 * second))?;
@@ -263,7 +304,9 @@ fn health(server: SocketAddr) -> Result<u16> {
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     let status = text.split(' ').nth(1).and_then(|word| word.parse().ok());
-    status.ok_or_else(|| anyhow!("{server} does not speak HTTP"))
+    let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    let status = status.ok_or_else(|| anyhow!("{server} does not speak HTTP"))?;
+    Ok((status, body.to_owned()))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The networks of the demo, of the range set aside for benchmarks (RFC 2544), which no machine
-/// routes: pods, and the wire to the outside client.
+/// routes, and unique local ones that look alike: pods, and the wire to the outside client.
 const PODS4: [u8; 3] = [198, 18, 77];
 const PODS6: &str = "fd00:198:18:77";
 const WIRE4: &str = "198.18.78";

@@ -4,10 +4,11 @@
 mod machine;
 mod manifests;
 
-use crate::run::{Served, Signals, Stopped};
+use crate::run::{Served, Signals, Stopped, value_of};
 use crate::step::say;
 use anyhow::{Context, Result};
 use machine::Machine;
+use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
@@ -16,15 +17,18 @@ use std::process::{Command, ExitCode, Stdio};
 struct Frontend;
 
 impl Frontend {
-    const CLUSTER_IP4: &str = "10.96.77.10";
-    const CLUSTER_IP6: &str = "fd00:10:96::4d0a";
+    // Of the demo's own networks, so that no cluster of this machine has them, too.
+    const CLUSTER_IP4: &str = "198.18.79.10";
+    const CLUSTER_IP6: &str = "fd00:198:18:79::10";
+    /// Where services without a ClusterIP get theirs.
+    const RANGES: &str = "198.18.79.0/24,fd00:198:18:79::/112";
     const PORT: u16 = 80;
     const NODE_PORT: u16 = 30080;
     const TARGET_PORT: u16 = 8080;
 }
 
 /// Builds the stage, runs the agent, prints what to try and waits for the end.
-pub(crate) fn run(agent: &Path, node: &str, flags: &[std::ffi::OsString]) -> Result<ExitCode> {
+pub(crate) fn run(agent: &Path, node: &str, flags: &[OsString]) -> Result<ExitCode> {
     let mut signals = Signals::block()?;
     let machine = Machine::build(node)?;
     let manifests = machine.dir().join("manifests");
@@ -36,7 +40,11 @@ pub(crate) fn run(agent: &Path, node: &str, flags: &[std::ffi::OsString]) -> Res
         .args(["run", "--node", node])
         .arg("--manifests")
         .arg(&manifests);
-    command.arg("--state-dir").arg(machine.dir().join("state"));
+    for (name, value) in defaults(machine.dir()) {
+        if value_of(flags, name).is_none() {
+            command.arg(name).arg(value);
+        }
+    }
     command.args(flags).stdin(Stdio::null());
     let file = fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
     command.stdout(file.try_clone()?).stderr(file);
@@ -50,7 +58,13 @@ pub(crate) fn run(agent: &Path, node: &str, flags: &[std::ffi::OsString]) -> Res
             "the demo's agent did not start; its log:\n{tail}\n"
         )));
     }
-    print(&machine, &manifests, &spare, &log);
+    let stage = Directories {
+        manifests: &manifests,
+        spare: &spare,
+        log: &log,
+        bpffs: &served.bpffs,
+    };
+    print(&machine, &stage, agent);
     match served.wait(&mut signals)? {
         Stopped::Signal => {
             say("stopping: removing programs, links, tables, namespaces, devices and cgroups");
@@ -63,8 +77,28 @@ pub(crate) fn run(agent: &Path, node: &str, flags: &[std::ffi::OsString]) -> Res
     }
 }
 
+/// The agent's options in the demo, unless others are given after `--`.
+fn defaults(dir: &Path) -> [(&'static str, OsString); 3] {
+    [
+        // Every process of this machine is below the root cgroup, also the client that plays the
+        // outside: with `all` its socket would be balanced as a pod's, and no packet path be seen.
+        ("--socket-load-balancing", "host-only".into()),
+        ("--service-cluster-ip-range", Frontend::RANGES.into()),
+        ("--state-dir", dir.join("state").into()),
+    ]
+}
+
+/// What a visitor may want to look into.
+struct Directories<'a> {
+    manifests: &'a Path,
+    spare: &'a Path,
+    log: &'a Path,
+    bpffs: &'a Path,
+}
+
 /// The commands to try, each tried once before it is offered.
-fn print(machine: &Machine, manifests: &Path, spare: &Path, log: &Path) {
+fn print(machine: &Machine, stage: &Directories<'_>, agent: &Path) {
+    let (manifests, spare) = (stage.manifests.display(), stage.spare.display());
     let (v4, v6, port) = (
         Frontend::CLUSTER_IP4,
         Frontend::CLUSTER_IP6,
@@ -103,15 +137,22 @@ fn print(machine: &Machine, manifests: &Path, spare: &Path, log: &Path) {
     for command in &from_outside {
         println!("{command}");
     }
+    println!("\nThe manifests are in {manifests}; what you change there is served at once:\n");
+    println!("mv {manifests}/web-2.yaml {spare}/");
+    println!("cp {spare}/web-3.yaml {manifests}/");
     println!(
-        "\nThe manifests are in {}; what you change there is served at once:\n",
-        manifests.display()
+        "sed -i 's/nodePort: {port}/nodePort: {}/' {manifests}/web.yaml",
+        port + 1
     );
-    println!("mv {}/web-2.yaml {}/", manifests.display(), spare.display());
-    println!("cp {}/web-3.yaml {}/", spare.display(), manifests.display());
+    println!("\nWhat the tables hold, with endpoints and connections (as root):\n");
+    println!(
+        "{} services --bpffs {}",
+        agent.display(),
+        stage.bpffs.display()
+    );
     println!(
         "\nThe agent's log is {}. Ctrl-C ends the demo and removes everything.\n",
-        log.display()
+        stage.log.display()
     );
     let named = commands.iter().map(|(name, command)| (*name, command));
     for (name, command) in named.chain(from_outside.iter().map(|command| ("outside", command))) {
