@@ -3,6 +3,7 @@
 pub mod conformance;
 pub mod endtoend;
 pub mod foreign;
+pub mod island;
 pub mod kernel;
 pub mod object;
 pub mod raw;

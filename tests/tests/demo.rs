@@ -1,0 +1,336 @@
+//! `cargo xtask run` as a newcomer meets it: what it prints is run as it stands, and what it made is
+//! gone when it ends, however it ends. Each test has a machine of its own.
+
+use anyhow::{Context, Result, bail, ensure};
+use lb_lab::{agent, cgroup, client::PATIENCE};
+use lb_tests::island::{Island, Loaded, Traces, called};
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// A running `cargo xtask run`.
+struct Xtask {
+    child: Child,
+    /// Kept, or what it prints later would kill it.
+    _output: BufReader<ChildStdout>,
+    printed: Vec<String>,
+    loaded: Loaded,
+}
+
+impl Xtask {
+    /// Starts it and reads what it prints until it has said all.
+    fn start(words: &[&str], last_line: &str) -> Result<Self> {
+        let errors = PathBuf::from("/run/xtask.err");
+        let mut command = xtask(words)?;
+        // Ctrl-C goes to the terminal's foreground group; this is it.
+        command.process_group(0);
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(File::create(&errors)?)
+            .spawn()
+            .context("cannot start cargo")?;
+        let mut output = BufReader::new(child.stdout.take().context("no output")?);
+        let mut printed = Vec::new();
+        loop {
+            let mut line = String::new();
+            if output.read_line(&mut line)? == 0 {
+                let status = child.wait()?;
+                let text = fs::read_to_string(&errors).unwrap_or_default();
+                bail!("cargo xtask run ended ({status}): {printed:?}\n{text}");
+            }
+            printed.push(line.trim_end().to_owned());
+            if line.contains(last_line) {
+                break;
+            }
+        }
+        let agents = called("lb-agent")?;
+        ensure!(agents.len() == 1, "agents: {agents:?}");
+        let loaded = Loaded::by(agents[0])?;
+        for (kind, count) in [
+            ("programs", loaded.programs.len()),
+            ("maps", loaded.maps.len()),
+            ("links", loaded.links.len()),
+        ] {
+            ensure!(count > 0, "the agent runs, but has no {kind} to be seen");
+        }
+        Ok(Self {
+            child,
+            _output: output,
+            printed,
+            loaded,
+        })
+    }
+
+    fn demo() -> Result<Self> {
+        Self::start(&[], "Ctrl-C ends the demo")
+    }
+
+    /// The printed lines that begin with `words`.
+    fn lines(&self, words: &str) -> Vec<&str> {
+        let lines = self.printed.iter().map(String::as_str);
+        lines.filter(|line| line.starts_with(words)).collect()
+    }
+
+    /// The one printed line that begins with `words`.
+    fn line(&self, words: &str) -> Result<&str> {
+        match self.lines(words)[..] {
+            [line] => Ok(line),
+            _ => bail!("not one line begins with {words:?}: {:#?}", self.printed),
+        }
+    }
+
+    fn pid(&self) -> Result<Pid> {
+        Ok(Pid::from_raw(i32::try_from(self.child.id())?))
+    }
+
+    /// Sends `signal` as a terminal does, and waits for the end.
+    fn interrupt(&mut self, signal: Signal) -> Result<ExitStatus> {
+        killpg(self.pid()?, signal)?;
+        self.child.wait().context("cannot wait for cargo")
+    }
+}
+
+/// `cargo xtask run WORDS -- …`. The agent takes this island for the machine: its root cgroup is no
+/// true root, so it must be named.
+fn xtask(words: &[&str]) -> Result<Command> {
+    let mut command = Command::new(env!("CARGO"));
+    command
+        .args(["xtask", "run"])
+        .args(words)
+        .args(["--", "--cgroup-root"])
+        .arg(cgroup::mount_point()?)
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .env("LB_AGENT_BIN", agent::binary()?)
+        .stdin(Stdio::null());
+    Ok(command)
+}
+
+/// Types `line` into a shell that has nothing but its path.
+fn shell(line: &str) -> Result<Output> {
+    let mut sh = Command::new("sh");
+    sh.args(["-c", line])
+        .current_dir("/")
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .stdin(Stdio::null());
+    sh.output().context("cannot start sh")
+}
+
+/// The pod that answers.
+fn ask(line: &str) -> Result<String> {
+    let out = shell(line)?;
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let name = text
+        .split(' ')
+        .find_map(|word| word.strip_prefix("name="))
+        .map(str::to_owned);
+    name.with_context(|| {
+        let errors = String::from_utf8_lossy(&out.stderr);
+        format!("`{line}` answers {text:?} {errors:?} ({})", out.status)
+    })
+}
+
+/// Asks until `done`: a change takes effect without an event of its own.
+fn ask_until(line: &str, done: impl Fn(&Result<String>) -> bool) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let answer = ask(line);
+        if done(&answer) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < end, "`{line}` still answers {answer:?}");
+    }
+}
+
+fn answers_from(line: &str, name: &str) -> Result<()> {
+    ask_until(line, |answer| {
+        answer.as_ref().is_ok_and(|found| found == name)
+    })
+}
+
+/// Who answers in 24 tries.
+fn answering(line: &str) -> Result<BTreeSet<String>> {
+    (0..24).map(|_| ask(line)).collect()
+}
+
+fn set(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+/// Waits until nothing is left: the kernel frees programs and maps a moment after their last use,
+/// and the janitor of a killed demo works beside us.
+fn nothing_is_left(before: &Traces, loaded: &Loaded) -> Result<()> {
+    let end = Instant::now() + 3 * PATIENCE;
+    loop {
+        let mut left = Traces::take()?.differences(before);
+        left.extend(loaded.left());
+        if left.is_empty() {
+            return Ok(());
+        }
+        ensure!(Instant::now() < end, "left behind: {left:#?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn every_command_the_demo_prints_works_as_it_stands_and_names_the_pod() -> Result<()> {
+    Island::new()?.run(|| {
+        let before = Traces::take()?;
+        let mut demo = Xtask::demo()?;
+        let inside = demo.lines("curl ");
+        ensure!(
+            inside.len() == 4,
+            "ClusterIP and node port of both families: {inside:?}"
+        );
+        for line in &inside {
+            let pods = answering(line)?;
+            ensure!(pods == set(&["web-1", "web-2"]), "`{line}`: {pods:?}");
+        }
+        let connections = |path: &str| -> Result<u64> {
+            let line = format!("{} -o json", demo.line(&agent_line()?)?);
+            let text = String::from_utf8(shell(&line)?.stdout)?;
+            let value: serde_json::Value =
+                serde_json::from_str(&text).with_context(|| format!("{line}: {text}"))?;
+            let services = value["services"].as_array().context("no services")?;
+            let counts = services.iter().map(|service| {
+                service["connections"][path]
+                    .as_u64()
+                    .with_context(|| format!("no {path} in {service}"))
+            });
+            counts.sum()
+        };
+        let (by_socket, by_packet) = (connections("socketOpened")?, connections("tcOpened")?);
+        ensure!(by_socket >= 24 * 4, "{by_socket} on the socket path");
+        let outside = demo.lines("ip netns exec ");
+        ensure!(outside.len() == 2, "both families: {outside:?}");
+        for line in &outside {
+            let pods = answering(line)?;
+            ensure!(pods == set(&["web-1", "web-2"]), "`{line}`: {pods:?}");
+        }
+        ensure!(
+            connections("tcOpened")? == by_packet + 48 && connections("socketOpened")? == by_socket,
+            "the outside client must go through the packet path"
+        );
+        ensure!(demo.interrupt(Signal::SIGINT)?.success(), "Ctrl-C failed");
+        nothing_is_left(&before, &demo.loaded)
+    })
+}
+
+/// How the demo's line about the tables begins.
+fn agent_line() -> Result<String> {
+    Ok(format!("{} services", agent::binary()?.display()))
+}
+
+#[test]
+fn editing_adding_and_deleting_a_manifest_changes_the_traffic_at_once() -> Result<()> {
+    Island::new()?.run(|| {
+        let demo = Xtask::demo()?;
+        let (cluster_ip, node_port) = (demo.lines("curl ")[0], demo.lines("curl ")[2]);
+        let type_in = |line: &str| -> Result<()> {
+            let out = shell(line)?;
+            ensure!(out.status.success(), "`{line}`: {out:?}");
+            Ok(())
+        };
+        // Added: the third pod.
+        type_in(demo.line("cp ")?)?;
+        answers_from(cluster_ip, "web-3")?;
+        answers_from(node_port, "web-3")?;
+        // Deleted: the second one. Nobody is sent to it from the moment others know.
+        let delete = demo.line("mv ")?;
+        type_in(delete)?;
+        await_endpoints(&demo, 2)?;
+        let pods = answering(cluster_ip)?;
+        ensure!(
+            pods == set(&["web-1", "web-3"]),
+            "after `{delete}`: {pods:?}"
+        );
+        // Edited: another node port.
+        let edit = demo.line("sed ")?;
+        type_in(edit)?;
+        let moved = node_port.replace(":30080", ":30081");
+        ask_until(&moved, Result::is_ok)?;
+        ask_until(node_port, Result::is_err)?;
+        // Edited: a pod that is no longer ready.
+        let manifests = Path::new(delete.split(' ').nth(1).context("no file")?)
+            .parent()
+            .context("no directory")?;
+        let pod = manifests.join("web-1.yaml");
+        let text = fs::read_to_string(&pod)?;
+        fs::write(&pod, text.replace("\"True\"", "\"False\""))?;
+        await_endpoints(&demo, 1)?;
+        ensure!(
+            answering(cluster_ip)? == set(&["web-3"]),
+            "web-1 is unready"
+        );
+        // Deleted: the service.
+        fs::remove_file(manifests.join("web.yaml"))?;
+        ask_until(cluster_ip, Result::is_err)?;
+        ask_until(&moved, Result::is_err)
+    })
+}
+
+/// Waits until new connections go to so many endpoints of each family. One that is gone is listed
+/// while it has connections.
+fn await_endpoints(demo: &Xtask, count: usize) -> Result<()> {
+    let line = demo.line(&agent_line()?)?;
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let text = String::from_utf8(shell(line)?.stdout)?;
+        let active = text
+            .lines()
+            .filter(|line| line.contains("-> ") && line.contains(" active "));
+        if active.count() == 2 * count {
+            return Ok(());
+        }
+        ensure!(Instant::now() < end, "{count} endpoints expected:\n{text}");
+    }
+}
+
+#[test]
+fn sigterm_to_the_demo_leaves_nothing_behind() -> Result<()> {
+    Island::new()?.run(|| {
+        let before = Traces::take()?;
+        let mut demo = Xtask::demo()?;
+        kill(demo.pid()?, Signal::SIGTERM)?;
+        ensure!(demo.child.wait()?.success(), "SIGTERM failed");
+        nothing_is_left(&before, &demo.loaded)
+    })
+}
+
+#[test]
+fn a_killed_demo_leaves_nothing_behind() -> Result<()> {
+    Island::new()?.run(|| {
+        let before = Traces::take()?;
+        let mut demo = Xtask::demo()?;
+        kill(demo.pid()?, Signal::SIGKILL)?;
+        demo.child.wait()?;
+        nothing_is_left(&before, &demo.loaded)
+    })
+}
+
+#[test]
+fn what_a_demo_killed_with_its_janitor_left_is_removed_by_the_next_run() -> Result<()> {
+    Island::new()?.run(|| {
+        let before = Traces::take()?;
+        let mut first = Xtask::demo()?;
+        let own = first.pid()?.as_raw();
+        for janitor in called("xtask")?.into_iter().filter(|pid| *pid != own) {
+            kill(Pid::from_raw(janitor), Signal::SIGKILL)?;
+        }
+        kill(first.pid()?, Signal::SIGKILL)?;
+        first.child.wait()?;
+        let left = Traces::take()?.differences(&before);
+        ensure!(!left.is_empty(), "nothing was left to remove");
+        let mut next = Xtask::demo()?;
+        ask(next.lines("curl ")[0])?;
+        ensure!(next.interrupt(Signal::SIGINT)?.success(), "Ctrl-C failed");
+        nothing_is_left(&before, &next.loaded)?;
+        nothing_is_left(&before, &first.loaded)
+    })
+}
