@@ -255,6 +255,22 @@ impl Prefix {
         }
     }
 
+    /// The smallest prefix that holds both.
+    #[must_use = "neither prefix is changed"]
+    pub fn around(&self, other: &Self) -> Self {
+        let number = |addr: &Addr| u128::from_be_bytes(addr.octets());
+        let differs = number(&self.value) ^ number(&other.value);
+        let equal = u128::MAX
+            .checked_shl(128 - differs.leading_zeros())
+            .unwrap_or(0);
+        let mask = number(&self.mask) & number(&other.mask) & equal;
+        let mask = Addr::from_octets(mask.to_be_bytes());
+        Self {
+            value: self.value.masked(&mask),
+            mask,
+        }
+    }
+
     /// True if `addr` is inside.
     #[inline(always)]
     pub const fn contains(&self, addr: &Addr) -> bool {
@@ -398,6 +414,33 @@ mod tests {
         assert!(!all_v4.contains(&"fd00::1".parse::<IpAddr>().unwrap().into()));
         assert!(!Prefix::NONE.contains(&"fd00::1".parse::<IpAddr>().unwrap().into()));
         assert!(!Prefix::NONE.contains(&Addr::UNSPECIFIED));
+    }
+
+    #[test]
+    fn the_prefix_around_two_holds_both_and_no_more_than_it_must() {
+        let net = |text: &str, length| Prefix::new(text.parse().unwrap(), length);
+        for (one, other, around) in [
+            (
+                net("10.96.0.0", 16),
+                net("10.97.0.0", 16),
+                net("10.96.0.0", 15),
+            ),
+            (
+                net("10.96.0.0", 12),
+                net("10.96.0.0", 16),
+                net("10.96.0.0", 12),
+            ),
+            (net("10.0.0.0", 8), net("200.0.0.0", 8), net("0.0.0.0", 0)),
+            (
+                net("fd00::", 112),
+                net("fd00::1:0", 112),
+                net("fd00::", 111),
+            ),
+            (net("::", 1), net("8000::", 1), net("::", 0)),
+        ] {
+            assert_eq!(one.around(&other), around);
+            assert_eq!(other.around(&one), around);
+        }
     }
 
     #[test]

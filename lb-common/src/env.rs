@@ -6,7 +6,7 @@
 use crate::addr::{Addr, BackendId, Port, Protocol, ServiceId, Tick};
 use crate::table::{
     Affinity, AffinityKey, Backend, Config, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-    LocalAddress, Service, ServiceCounters, Slot, SnatAddresses,
+    LocalAddress, Service, ServiceCounters, Slot, SnatAddresses, SourceOf,
 };
 use crate::verdict::Reason;
 
@@ -27,6 +27,8 @@ pub trait Tables {
     fn address_bits(&self, index: usize) -> u64;
     /// The frontend under `key`.
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
+    /// True if a source lies in one of the service's ranges.
+    fn is_in_source_range(&self, who: &SourceOf) -> bool;
     /// The service's record. The window words are read by [`service_window`](Self::service_window).
     fn service(&self, id: ServiceId) -> Option<&Service>;
     /// One atomic, uncached read of a window word: the Local set's if `local`, else the Cluster

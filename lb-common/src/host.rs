@@ -10,7 +10,8 @@ use crate::addr::{Addr, BackendId, ServiceId, Tick};
 use crate::env::{Env, PacketTables, Tables};
 use crate::table::{
     AddressBits, Affinity, AffinityKey, Backend, Config, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, LocalAddress, Service, ServiceCounters, Slot, SnatAddresses,
+    FrontendKey, LocalAddress, Service, ServiceCounters, Slot, SnatAddresses, SourceOf,
+    SourceRange,
 };
 use crate::verdict::Reason;
 use std::cell::{Cell, RefCell};
@@ -58,6 +59,8 @@ pub struct HostTables {
     pub bits: AddressBits,
     /// See [`Frontend`].
     pub frontends: HashMap<FrontendKey, Frontend>,
+    /// See [`SourceRange`].
+    pub ranges: Vec<SourceRange>,
     /// See [`Service`].
     pub services: Vec<Service>,
     /// See [`Slot`].
@@ -87,6 +90,7 @@ impl HostTables {
             config,
             bits: AddressBits::EMPTY,
             frontends: HashMap::default(),
+            ranges: Vec::default(),
             services: Vec::default(),
             slots: Vec::default(),
             backends: Vec::default(),
@@ -112,6 +116,10 @@ impl Tables for HostTables {
 
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.frontends.get(key).copied()
+    }
+
+    fn is_in_source_range(&self, who: &SourceOf) -> bool {
+        self.ranges.iter().any(|range| range.contains(who))
     }
 
     fn service(&self, id: ServiceId) -> Option<&Service> {

@@ -67,11 +67,17 @@ pub enum Reason {
     /// A socket bound to a loopback address called a service with backends elsewhere: no packet
     /// may leave from there, and a socket hook cannot change the source. Left to the packet path.
     SocketLoopbackSource = 22,
+    /// Refused: a port of a ClusterIP that nobody defined.
+    RejectedUndefinedPort = 23,
+    /// Silently dropped: an address of a ServiceCIDR that no service has.
+    DroppedUnusedAddress = 24,
+    /// Silently dropped: the source is in none of the service's `loadBalancerSourceRanges`.
+    DroppedSourceRange = 25,
 }
 
 impl Reason {
     /// Number of reasons: the size of `lb_reasons`.
-    pub const COUNT: u32 = 23;
+    pub const COUNT: u32 = 26;
 
     /// Every reason, in order of its number.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -98,6 +104,9 @@ impl Reason {
         Self::SocketRejectLeftToPacketPath,
         Self::TableInconsistent,
         Self::SocketLoopbackSource,
+        Self::RejectedUndefinedPort,
+        Self::DroppedUnusedAddress,
+        Self::DroppedSourceRange,
     ];
 
     /// The reason's name in metrics and logs.
@@ -126,6 +135,9 @@ impl Reason {
             Self::SocketRejectLeftToPacketPath => "socket_reject_left_to_packet_path",
             Self::TableInconsistent => "table_inconsistent",
             Self::SocketLoopbackSource => "socket_loopback_source",
+            Self::RejectedUndefinedPort => "rejected_undefined_port",
+            Self::DroppedUnusedAddress => "dropped_unused_address",
+            Self::DroppedSourceRange => "dropped_source_range",
         }
     }
 }

@@ -3,13 +3,14 @@
 use crate::maps;
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_ANY;
+use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 use lb_common::addr::{Addr, BackendId, ServiceId, Tick};
 use lb_common::env::{Env, PacketTables, Tables};
 use lb_common::feature::Feature;
 use lb_common::table::{
     Affinity, AffinityKey, Backend, BackendCounters, Config, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, LocalAddress, Service, ServiceCounters, Slot, SnatAddresses,
+    FrontendKey, LocalAddress, Service, ServiceCounters, Slot, SnatAddresses, SourceOf,
 };
 use lb_common::verdict::Reason;
 
@@ -68,6 +69,11 @@ impl Tables for Kernel {
         // SAFETY: the value is copied at once; an element recycled meanwhile yields another
         // frontend's value, which is as if that one's packet had come (its window checks follow).
         unsafe { maps::FRONTENDS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn is_in_source_range(&self, who: &SourceOf) -> bool {
+        maps::RANGES.get(&Key::new(SourceOf::BITS, *who)).is_some()
     }
 
     #[inline(always)]

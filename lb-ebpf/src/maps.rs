@@ -4,13 +4,13 @@
 //! The sizes here are those of a small node: the agent sets its own when it loads the object.
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use lb_common::addr::Addr;
 use lb_common::table::{
     AddressBits, Affinity, AffinityKey, Backend, BackendCounters, Config, FragmentKey,
     FragmentPorts, Frontend, FrontendKey, LocalAddress, Service, ServiceCounters, Slot,
-    SnatAddresses,
+    SnatAddresses, SourceOf,
 };
 use lb_common::verdict::Reason;
 
@@ -25,6 +25,10 @@ pub static ADDRESS_BITS: Array<AddressBits, 1, MMAPABLE> = Array::new();
 
 #[btf_map(name = "lb_frontends")]
 pub static FRONTENDS: HashMap<FrontendKey, Frontend, 16_384> = HashMap::new();
+
+/// Memory is taken as ranges come.
+#[btf_map(name = "lb_ranges")]
+pub static RANGES: LpmTrie<SourceOf, u32, 65_536> = LpmTrie::new();
 
 #[btf_map(name = "lb_services")]
 pub static SERVICES: Array<Service, 4_096, MMAPABLE> = Array::new();

@@ -4,6 +4,7 @@
 //! proved elsewhere.
 
 use anyhow::{Context, Result, anyhow};
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage};
 use aya::programs::{
     CgroupAttachMode, CgroupSock, CgroupSockAddr, Program, SchedClassifier, SockOps,
@@ -15,7 +16,8 @@ use lb_common::feature::{self, Feature};
 use lb_common::flow::WORDS;
 use lb_common::table::{
     AddressBits, Affinity, AffinityKey, Backend, BackendCounters, Config, Frontend, FrontendKey,
-    LocalAddress, NamespaceAddresses, Service, ServiceCounters, Slot, UnconnectedSocket, name,
+    LocalAddress, NamespaceAddresses, Service, ServiceCounters, Slot, SourceOf, SourceRange,
+    UnconnectedSocket, name,
 };
 use lb_common::verdict::Reason;
 use std::fs::File;
@@ -233,6 +235,14 @@ impl KernelObject {
             key.port,
             key.protocol,
         ))
+    }
+
+    /// Lets these sources use a service's guarded frontends.
+    pub fn range(&mut self, range: &SourceRange) -> Result<()> {
+        let map = self.ebpf.map_mut(name::RANGES);
+        let map = map.ok_or_else(|| anyhow!("no map {}", name::RANGES))?;
+        let mut ranges: LpmTrie<_, Raw<SourceOf>, u32> = LpmTrie::try_from(map)?;
+        Ok(ranges.insert(&Key::new(range.bits, Raw(range.who)), 1, 0)?)
     }
 
     /// Removes a frontend; its bit stays, as the agent leaves it.

@@ -2,6 +2,7 @@
 //! through `BPF_PROG_TEST_RUN`. Nothing is attached or pinned.
 
 use anyhow::{Context, Result, anyhow};
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
@@ -101,6 +102,12 @@ impl Object {
         let mut frontends: HashMap<_, [u8; 24], [u8; 8]> = self.hash(name::FRONTENDS)?;
         for (key, value) in &tables.frontends {
             frontends.insert(bytes(key), bytes(value), 0)?;
+        }
+        let map = self.ebpf.map_mut(name::RANGES);
+        let map = map.context("the object has no map of source ranges")?;
+        let mut ranges: LpmTrie<_, [u8; 20], u32> = LpmTrie::try_from(map)?;
+        for range in &tables.ranges {
+            ranges.insert(&Key::new(range.bits, bytes(&range.who)), 1, 0)?;
         }
         let mut local: HashMap<_, [u8; 16], [u8; 4]> = self.hash(name::LOCAL)?;
         for (key, value) in &tables.local {

@@ -28,6 +28,8 @@ pub struct ServiceSpec {
     pub number: u8,
     /// Its node port, for TCP and UDP.
     pub node_port: Option<u16>,
+    /// Whether it has load balancer addresses: 198.51.100.N and 2001:db8:51::N.
+    pub load_balancer: bool,
     /// Further lines of its `spec`, indented by two.
     pub spec: String,
     /// Its endpoints: names of pods of the stage.
@@ -41,6 +43,7 @@ impl ServiceSpec {
             name: name.to_owned(),
             number,
             node_port: None,
+            load_balancer: false,
             spec: String::new(),
             endpoints: endpoints.iter().map(|name| (*name).to_owned()).collect(),
         }
@@ -51,6 +54,18 @@ impl ServiceSpec {
     pub fn node_port(mut self, port: u16) -> Self {
         self.node_port = Some(port);
         self
+    }
+
+    /// The same with load balancer addresses.
+    #[must_use]
+    pub fn load_balancer(mut self) -> Self {
+        self.load_balancer = true;
+        self
+    }
+
+    /// Its load balancer sockets, IPv4 first.
+    pub fn load_balancer_ips(&self) -> [SocketAddr; 2] {
+        load_balancer_ips(self.number).map(|address| (address, SERVICE_PORT).into())
     }
 
     /// The same with a further line in its `spec`.
@@ -70,6 +85,14 @@ impl ServiceSpec {
 fn cluster_ips(number: u8) -> [IpAddr; 2] {
     let v6 = std::net::Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, number.into());
     [std::net::Ipv4Addr::new(10, 96, 0, number).into(), v6.into()]
+}
+
+fn load_balancer_ips(number: u8) -> [IpAddr; 2] {
+    let v6 = std::net::Ipv6Addr::new(0x2001, 0xdb8, 0x51, 0, 0, 0, 0, number.into());
+    [
+        std::net::Ipv4Addr::new(198, 51, 100, number).into(),
+        v6.into(),
+    ]
 }
 
 /// The cluster. Fields drop in order: agents and servers before the lab.
@@ -151,7 +174,9 @@ impl Stage {
     fn manifest(&self, service: &ServiceSpec, target: u16) -> String {
         let name = &service.name;
         let [v4, v6] = cluster_ips(service.number);
-        let kind = if service.node_port.is_some() {
+        let kind = if service.load_balancer {
+            "LoadBalancer"
+        } else if service.node_port.is_some() {
             "NodePort"
         } else {
             "ClusterIP"
@@ -172,6 +197,13 @@ impl Stage {
                 let _ = write!(text, ", nodePort: {port}");
             }
             text.push_str("}\n");
+        }
+        if service.load_balancer {
+            let [v4, v6] = load_balancer_ips(service.number);
+            let _ = writeln!(
+                text,
+                "status:\n  loadBalancer: {{ingress: [{{ip: \"{v4}\"}}, {{ip: \"{v6}\"}}]}}"
+            );
         }
         for family in ["IPv4", "IPv6"] {
             let _ = write!(
@@ -215,6 +247,24 @@ impl Stage {
             .with(&format!("--cluster-cidr {CLUSTER_CIDRS}"))
             .with(flags);
         Agent::start(&self.lab, self.lab.node(node), &options)
+    }
+
+    /// Routes everything that services of the cluster may be asked at through node `number`, for the
+    /// outside client: ClusterIPs and load balancer addresses.
+    pub fn route_services(&self, number: usize) -> Result<()> {
+        let [v4, v6] = self.lab.node_addresses(number);
+        self.client.place().namespace().ip_batch(&format!(
+            "route add 10.96.0.0/16 via {v4}\nroute add 198.51.100.0/24 via {v4}\n\
+             route add fd00:10:96::/112 via {v6}\nroute add 2001:db8:51::/64 via {v6}\n"
+        ))
+    }
+
+    /// How often an agent's node has counted a reason.
+    pub fn counted(&self, node: usize, reason: &str) -> Result<u64> {
+        let page = self.agents[node].metrics(self.lab.node(node))?;
+        let series = format!("lb_reasons_total{{reason=\"{reason}\"}} ");
+        let value = page.lines().find_map(|line| line.strip_prefix(&series));
+        Ok(value.unwrap_or("0").trim().parse()?)
     }
 
     /// The node port sockets of node `number`, IPv4 first.

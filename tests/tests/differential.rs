@@ -6,9 +6,9 @@
 
 use anyhow::{Context, Result, ensure};
 use etherparse::PacketBuilder;
-use lb_common::addr::{Endpoint, Port, Protocol, Tick};
+use lb_common::addr::{Endpoint, Port, Prefix, Protocol, Tick};
 use lb_common::host::{HostTables, PacketWorld};
-use lb_common::table::{FrontendKind, ServiceFlags};
+use lb_common::table::{FrontendKind, LocalAddress, ServiceFlags};
 use lb_common::verdict::{Reason, Verdict};
 use lb_tests::object::Object;
 use std::collections::BTreeMap;
@@ -62,7 +62,7 @@ fn end(socket: &str) -> Endpoint {
 }
 
 /// The ends clients ask, of both families.
-const FRONTENDS: [&str; 16] = [
+const FRONTENDS: [&str; 24] = [
     "172.30.0.1:80",
     "172.30.0.2:80",
     "172.30.0.3:53",
@@ -79,6 +79,25 @@ const FRONTENDS: [&str; 16] = [
     "[fd00:2::2]:30081",
     "203.0.113.9:80",
     "[2001:db8:9::9]:80",
+    // Undefined ports of ClusterIPs; inside no ServiceCIDR, too.
+    "172.30.0.1:81",
+    "[fd30::1]:81",
+    "100.64.0.1:9",
+    // Free addresses of ServiceCIDRs; one that the node has itself.
+    "172.30.7.7:80",
+    "[fd30::7:7]:53",
+    "172.30.0.99:80",
+    // Guarded by source ranges.
+    "198.51.100.9:443",
+    "[2001:db8::8]:443",
+];
+
+/// Who may use the guarded frontends.
+const RANGES: [(&str, u8); 4] = [
+    ("203.0.113.50", 32),
+    ("10.0.1.0", 24),
+    ("192.168.0.0", 30),
+    ("fd10::", 64),
 ];
 
 const CLIENTS: [&str; 12] = [
@@ -117,7 +136,7 @@ fn tables() -> HostTables {
         tables.add_node_address(address.parse().expect("written"));
     }
     let local = ServiceFlags::EXTERNAL_LOCAL;
-    let services: [Service; 14] = [
+    let services: [Service; 16] = [
         (
             FRONTENDS[0],
             FrontendKind::ClusterIp,
@@ -198,6 +217,14 @@ fn tables() -> HostTables {
             Some(("[fd10::10]:8080", true)),
         ),
         (FRONTENDS[13], FrontendKind::NodePort, local, 0, None),
+        (
+            FRONTENDS[22],
+            FrontendKind::LoadBalancer,
+            0,
+            0,
+            Some(("10.0.2.24:8443", false)),
+        ),
+        (FRONTENDS[23], FrontendKind::LoadBalancer, local, 0, None),
     ];
     for (frontend, kind, flags, affinity, backend) in services {
         let frontend = end(frontend);
@@ -206,13 +233,29 @@ fn tables() -> HostTables {
             if let Some((backend, here)) = backend {
                 tables.add_backend(service, &end(backend), protocol, here);
             }
-            if kind == FrontendKind::NodePort {
+            if frontend == end(FRONTENDS[22]) || frontend == end(FRONTENDS[23]) {
+                let ranges = RANGES.map(|(network, length)| {
+                    Prefix::new(network.parse().expect("written"), length)
+                });
+                tables.add_guarded_frontend(service, &frontend, protocol, &ranges);
+            } else if kind == FrontendKind::NodePort {
                 tables.add_node_port(service, &frontend.addr, frontend.port, protocol);
             } else {
                 tables.add_frontend(service, &frontend, protocol, kind);
             }
         }
     }
+    for address in ["172.30.0.1", "fd30::1", "100.64.0.1", "172.30.0.99"] {
+        let address: IpAddr = address.parse().expect("written");
+        tables.add_any_port(address.into());
+    }
+    let own = end(FRONTENDS[21]).addr;
+    tables.local.insert(own, LocalAddress::default());
+    tables.config.set_service_cidrs(&[
+        Prefix::new("172.30.0.0".parse().expect("written"), 16),
+        Prefix::new("172.28.0.0".parse().expect("written"), 16),
+        Prefix::new("fd30::".parse().expect("written"), 108),
+    ]);
     tables
 }
 

@@ -147,11 +147,7 @@ mod tests {
             Problem::Unreachable,
             Problem::Failed,
         ];
-        let features = [
-            Feature::Sctp,
-            Feature::SourceRanges,
-            Feature::HealthCheckNodePort,
-        ];
+        let features = [Feature::Sctp, Feature::HealthCheckNodePort];
         let names = Reason::ALL
             .iter()
             .map(|reason| reason.name())

@@ -11,13 +11,12 @@ use super::options::Options;
 use super::probe;
 use super::tables::{Grace, Tables, WriteError};
 use super::view::Fill;
-use crate::model::desired::Family;
 use crate::model::{Options as ModelOptions, node::NodeFacts};
 use crate::net::Facts;
 use crate::plan::{Op, Planner, Used};
-use lb_common::addr::{BackendId, Prefix};
+use lb_common::addr::BackendId;
 use lb_common::hash::HashKeys;
-use lb_common::table::{Config, ConfigFlags, SocketMode, name};
+use lb_common::table::{Config, SocketMode, name};
 use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -132,27 +131,7 @@ impl Datapath {
 
     /// Stores the switches that follow from the operator's choices and the Node object.
     pub fn configure(&mut self, model: &ModelOptions, node: &NodeFacts) -> io::Result<()> {
-        let prefix = |family| {
-            model
-                .pod_prefix(node, family)
-                .map(|net| Prefix::new(net.addr(), net.prefix_len()))
-        };
-        let (v4, v6) = (prefix(Family::V4), prefix(Family::V6));
-        let flags = [
-            (v4.is_some(), ConfigFlags::DETECT_PODS_V4),
-            (v6.is_some(), ConfigFlags::DETECT_PODS_V6),
-            (model.masquerade_all, ConfigFlags::MASQUERADE_ALL),
-            (
-                model.localhost_node_ports,
-                ConfigFlags::LOCALHOST_NODE_PORTS,
-            ),
-        ];
-        self.config.flags = flags
-            .iter()
-            .filter(|(on, _)| *on)
-            .fold(0, |flags, (_, bit)| flags | bit);
-        self.config.pods_v4 = v4.unwrap_or(Prefix::NONE);
-        self.config.pods_v6 = v6.unwrap_or(Prefix::NONE);
+        model.configure(node, &mut self.config);
         self.tables.write_config(&self.config)
     }
 
@@ -222,6 +201,7 @@ impl Datapath {
             one(name::BACKENDS, used.backends, limits.backends - 1),
             one(name::SLOTS, used.slots as usize, limits.slots),
             one(name::FRONTENDS, used.frontends, limits.frontends),
+            one(name::RANGES, used.ranges, limits.ranges),
             Fill {
                 table: name::FLOWS,
                 used: flows.0,

@@ -12,7 +12,7 @@ use lb_common::addr::{Addr, BackendId, ServiceId};
 use lb_common::hash::HashKeys;
 use lb_common::table::{
     AddressBits, Backend, BackendCounters, BackendState, Config, Frontend, FrontendKey, Service,
-    ServiceCounters, ServiceName, Slot, name,
+    ServiceCounters, ServiceName, Slot, SourceRange, name,
 };
 use std::collections::VecDeque;
 use std::io;
@@ -46,6 +46,7 @@ pub(super) struct Tables {
     backends: Words<4>,
     pool: Words<2>,
     frontends: OwnedFd,
+    ranges: OwnedFd,
     names: OwnedFd,
     service_counters: OwnedFd,
     backend_counters: OwnedFd,
@@ -72,6 +73,7 @@ impl Tables {
         let (services, slots) = (open(name::SERVICES)?, open(name::SLOTS)?);
         let (backends, pool) = (open(name::BACKENDS)?, open(name::SNAT_POOL)?);
         let frontends = open(name::FRONTENDS)?;
+        let ranges = open(name::RANGES)?;
         let cpus = sys::possible_cpus().map_err(|source| StartError::Step {
             attempt: "count the CPUs",
             object: "of this machine".to_owned(),
@@ -83,6 +85,7 @@ impl Tables {
                 backends: backends.1,
                 slots: slots.1,
                 frontends: frontends.1,
+                ranges: ranges.1,
             },
             config: Words::new(config.0, config.1, true),
             bits: Words::new(bits.0, bits.1, true),
@@ -91,6 +94,7 @@ impl Tables {
             backends: Words::new(backends.0, backends.1, true),
             pool: Words::new(pool.0, pool.1, true),
             frontends: frontends.0,
+            ranges: ranges.0,
             names: open(name::NAMES)?.0,
             service_counters: open(name::SERVICE_COUNTERS)?.0,
             backend_counters: open(name::BACKEND_COUNTERS)?.0,
@@ -171,7 +175,19 @@ impl Tables {
             services,
             backends,
             frontends: read_frontends(self.frontends.as_fd())?,
+            ranges: self.read_ranges()?,
         })
+    }
+
+    fn read_ranges(&self) -> io::Result<Vec<SourceRange>> {
+        let mut ranges = Vec::new();
+        sys::map_each(
+            self.ranges.as_fd(),
+            size_of::<SourceRange>(),
+            size_of::<u32>(),
+            |key, _| ranges.extend(SourceRange::read_from_bytes(key)),
+        )?;
+        Ok(ranges)
     }
 
     fn service(&mut self, id: ServiceId) -> io::Result<Service> {
@@ -273,6 +289,14 @@ impl Tables {
                 .get(id.0)
                 .map(|words| store(words, &[0; 8]))
                 .map_err(at(name::SERVICES)),
+            Op::Range(range) => {
+                let fd = self.ranges.as_fd();
+                sys::map_update(fd, range.as_bytes(), &1_u32.to_ne_bytes())
+                    .map_err(at(name::RANGES))
+            }
+            Op::RemoveRange(range) => {
+                sys::map_delete(self.ranges.as_fd(), range.as_bytes()).map_err(at(name::RANGES))
+            }
             Op::Frontend(key, value) => {
                 sys::map_update(self.frontends.as_fd(), key.as_bytes(), value.as_bytes())
                     .map_err(at(name::FRONTENDS))

@@ -1,5 +1,6 @@
 //! What should be served: the model's answer and the plan's question. Plain data, no I/O.
 
+use ipnet::IpNet;
 use lb_common::addr::Protocol;
 use lb_common::table::{EmptyAction, FrontendKind};
 use std::collections::BTreeMap;
@@ -107,6 +108,8 @@ pub struct DesiredService {
     pub internal_local: bool,
     /// A valid `externalTrafficPolicy: Local`.
     pub external_local: bool,
+    /// Who may use the load balancer addresses, sorted; none: everybody (`SERVICE-SEMANTICS` 6).
+    pub source_ranges: Vec<IpNet>,
     /// Session affinity timeout in seconds, if any.
     pub affinity_seconds: Option<u32>,
     /// Number of the algorithm (`lb_common::balance::Algorithm`).

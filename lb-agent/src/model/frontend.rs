@@ -14,8 +14,6 @@ use std::net::IpAddr;
 pub(super) fn candidates(service: &Service, port: &Port, family: Family) -> Vec<DesiredFrontend> {
     let mut found: BTreeMap<(FrontendAddress, u16), FrontendKind> = BTreeMap::new();
     let exact = |kind| move |address| (FrontendAddress::Exact(address), port.number, kind);
-    // Source ranges are not yet served; an address they guard stays closed until they are.
-    let open = !service.is_guarded(family);
     let node_port = (port.node_port != 0).then_some((
         FrontendAddress::NodePort(family),
         port.node_port,
@@ -25,16 +23,16 @@ pub(super) fn candidates(service: &Service, port: &Port, family: Family) -> Vec<
         .cluster_ip(family)
         .into_iter()
         .map(exact(FrontendKind::ClusterIp))
+        // Before externalIPs: an address that is both is guarded by the source ranges.
+        .chain(
+            service
+                .load_balancer_ips(family)
+                .map(exact(FrontendKind::LoadBalancer)),
+        )
         .chain(
             service
                 .external_ips(family)
                 .map(exact(FrontendKind::ExternalIp)),
-        )
-        .chain(
-            service
-                .load_balancer_ips(family)
-                .filter(|_| open)
-                .map(exact(FrontendKind::LoadBalancer)),
         )
         .chain(node_port);
     for (address, port, kind) in all {

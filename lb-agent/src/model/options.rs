@@ -38,8 +38,7 @@ pub struct Options {
     pub localhost_node_ports: bool,
     /// kube-proxy's `masqueradeAll`.
     pub masquerade_all: bool,
-    /// The ranges ClusterIPs come from. An unused address inside is answered with silence in
-    /// nftables mode; not yet served here.
+    /// The ranges ClusterIPs come from: packets to an unused address inside get silence.
     pub service_cidrs: Vec<IpNet>,
     /// If set, externalIPs and load balancer addresses outside of these are refused.
     pub external_ranges: Option<Vec<IpNet>>,
@@ -95,6 +94,10 @@ impl Options {
         };
         config.pods_v4 = prefix(pods(Family::V4));
         config.pods_v6 = prefix(pods(Family::V6));
+        let cidrs: Vec<Prefix> = (self.service_cidrs.iter())
+            .map(|cidr| prefix(Some(*cidr)))
+            .collect();
+        config.set_service_cidrs(&cidrs);
     }
 }
 

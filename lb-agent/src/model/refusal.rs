@@ -131,9 +131,6 @@ impl fmt::Display for Refusal {
 pub enum Feature {
     /// Ports with protocol SCTP.
     Sctp,
-    /// `loadBalancerSourceRanges`: the load balancer addresses are not served at all, since serving
-    /// them to everybody would open what was meant to be closed.
-    SourceRanges,
     /// `healthCheckNodePort`.
     HealthCheckNodePort,
 }
@@ -143,7 +140,6 @@ impl Feature {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Sctp => "sctp",
-            Self::SourceRanges => "load_balancer_source_ranges",
             Self::HealthCheckNodePort => "health_check_node_port",
         }
     }
@@ -162,9 +158,6 @@ impl fmt::Display for NotServed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let consequence = match self.feature {
             Feature::Sctp => "SCTP is not yet served: packets to its SCTP ports are left alone",
-            Feature::SourceRanges => {
-                "loadBalancerSourceRanges is not yet served: its load balancer addresses stay closed to everybody, its other addresses are served"
-            }
             Feature::HealthCheckNodePort => {
                 "healthCheckNodePort is not yet served: an external load balancer's probes of that port are not answered"
             }

@@ -92,9 +92,17 @@ impl Service {
             .copied()
     }
 
-    /// True if the load balancer addresses of a family are guarded by source ranges.
-    pub fn is_guarded(&self, family: Family) -> bool {
-        self.source_ranges(family).next().is_some()
+    /// Everybody who may use the load balancer addresses of a family on the node with this primary
+    /// address, sorted; none: open to all. Where the node itself may, packets that come from one of
+    /// the addresses may too: on a node that has the address bound, its own packets do (section 6).
+    pub fn allowed_sources(&self, family: Family, primary: Option<IpAddr>) -> Vec<IpNet> {
+        let mut allowed: Vec<IpNet> = self.source_ranges(family).map(|net| net.trunc()).collect();
+        if primary.is_some_and(|node| allowed.iter().any(|range| range.contains(&node))) {
+            allowed.extend(self.load_balancer_ips(family).map(IpNet::from));
+        }
+        allowed.sort_unstable();
+        allowed.dedup();
+        allowed
     }
 
     /// True if a port has any frontend but its ClusterIP.
@@ -110,13 +118,8 @@ impl Service {
             .ports
             .iter()
             .any(|port| port.protocol == Protocol::SCTP);
-        let guarded = self
-            .load_balancer_ips
-            .iter()
-            .any(|address| self.is_guarded(Family::of(*address)));
         [
             (sctp, Feature::Sctp),
-            (guarded, Feature::SourceRanges),
             (
                 self.health_check_node_port != 0,
                 Feature::HealthCheckNodePort,

@@ -196,12 +196,14 @@ impl State {
             return Dirty::new();
         }
         let same_zone = facts.zone == self.node.zone;
+        // Source ranges that hold the node let it use the service's addresses as a source.
+        let same_addresses = facts.addresses == self.node.addresses;
         self.node = facts;
-        if same_zone {
-            return Dirty::new();
-        }
         let mut dirty = Dirty::new();
         for (name, service) in &self.services {
+            if same_zone && (same_addresses || service.source_ranges.is_empty()) {
+                continue;
+            }
             add_names(&mut dirty, name, service, None);
         }
         dirty

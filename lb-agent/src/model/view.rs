@@ -64,6 +64,7 @@ impl State {
             frontends: self.frontends(object, service, port, index, name.family),
             internal_local: service.internal_local,
             external_local: service.external_local,
+            source_ranges: service.allowed_sources(name.family, self.node.primary(name.family)),
             affinity_seconds: (service.affinity_seconds != 0).then_some(service.affinity_seconds),
             algorithm: Algorithm::RANDOM,
             // An empty Cluster set means that nobody anywhere serves (section 4.3).

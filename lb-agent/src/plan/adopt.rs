@@ -9,7 +9,8 @@ use crate::model::desired::ServicePortName;
 use lb_common::addr::{BackendId, ServiceId};
 use lb_common::hash::HashKeys;
 use lb_common::table::{
-    AddressBits, Backend, BackendState, Frontend, FrontendKey, Membership, Service, Slot, Window,
+    AddressBits, Backend, BackendState, Frontend, FrontendKey, Membership, Service, Slot,
+    SourceRange, Window,
 };
 use std::collections::HashMap;
 
@@ -28,6 +29,8 @@ pub struct Held {
     pub backends: Vec<(BackendId, Backend)>,
     /// Every frontend.
     pub frontends: Vec<(FrontendKey, Frontend)>,
+    /// Every source range.
+    pub ranges: Vec<SourceRange>,
 }
 
 impl Planner {
@@ -70,13 +73,20 @@ impl Planner {
             planner.frontends.insert(key, frontend);
             planner.orphans.push(key);
         }
+        planner.ranges = held.ranges.into_iter().collect();
         let mut owned: HashMap<ServiceId, Vec<FrontendKey>> = HashMap::new();
         for (key, frontend) in &planner.frontends {
             owned.entry(frontend.service).or_default().push(*key);
         }
         for served in planner.services.values_mut() {
             served.frontends = owned.remove(&served.id).unwrap_or_default();
+            served.ranges = (planner.ranges.iter())
+                .filter(|range| range.who.service == served.id)
+                .copied()
+                .collect();
+            served.ranges.sort_unstable();
         }
+        planner.adopt_any_ports();
         // An id that was never seen may still have counted in an earlier life.
         planner.used_before = (0..limits.services).map(ServiceId).collect();
         planner
@@ -120,6 +130,7 @@ impl Planner {
             affinity_seconds: service.affinity_seconds,
             algorithm: service.algorithm,
             frontends: Vec::new(),
+            ranges: Vec::new(),
             members,
             cluster,
             local,

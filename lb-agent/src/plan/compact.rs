@@ -63,6 +63,7 @@ impl Planner {
             affinity_seconds: old.affinity_seconds,
             algorithm: old.algorithm,
             frontends: old.frontends.clone(),
+            ranges: old.ranges.clone(),
             members: old.members.clone(),
             cluster: moved(old.cluster),
             local: moved(old.local),

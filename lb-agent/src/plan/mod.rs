@@ -13,11 +13,13 @@
 //! [`Planner::collect`].
 
 mod adopt;
+mod any_port;
 mod bits;
 mod compact;
 mod extents;
 mod ids;
 mod op;
+mod range;
 mod service;
 #[cfg(test)]
 mod tests;
@@ -30,7 +32,7 @@ use extents::Extents;
 use ids::Ids;
 use lb_common::addr::{Addr, BackendId, Port, Protocol, ServiceId};
 use lb_common::hash::HashKeys;
-use lb_common::table::{AddressBits, Backend, Frontend, FrontendKey, Window};
+use lb_common::table::{AddressBits, Backend, Frontend, FrontendKey, SourceRange, Window};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 /// How many entries the tables have.
@@ -44,6 +46,8 @@ pub struct Limits {
     pub slots: u32,
     /// `lb_frontends`.
     pub frontends: u32,
+    /// `lb_ranges`.
+    pub ranges: u32,
 }
 
 /// How many entries are in use.
@@ -57,6 +61,8 @@ pub struct Used {
     pub slots: u32,
     /// Frontends.
     pub frontends: usize,
+    /// Source ranges.
+    pub ranges: usize,
 }
 
 /// Names a moment in the order of plans: everything retired up to it may be used again once every
@@ -85,6 +91,8 @@ struct Served {
     affinity_seconds: u32,
     algorithm: u32,
     frontends: Vec<FrontendKey>,
+    /// Sorted.
+    ranges: Vec<SourceRange>,
     /// In the order of the desired endpoints, which is the order of the slots.
     members: Vec<Member>,
     cluster: Window,
@@ -123,6 +131,12 @@ pub struct Planner {
     slots: Extents,
     /// What the frontend table holds.
     frontends: HashMap<FrontendKey, Frontend>,
+    /// What the table of source ranges holds.
+    ranges: HashSet<SourceRange>,
+    /// How many frontends each ClusterIP has.
+    cluster_ips: HashMap<Addr, usize>,
+    /// ClusterIPs that came or went in this plan: whether the table refuses their undefined ports.
+    moved_cluster_ips: HashMap<Addr, bool>,
     gone: HashMap<BackendId, Gone>,
     /// To find a backend again that comes back while old flows still use it.
     gone_by_end: HashMap<(ServiceId, Addr, Port), BackendId>,
@@ -158,6 +172,9 @@ impl Planner {
             backend_ids: Ids::new(limits.backends),
             slots: Extents::new(limits.slots),
             frontends: HashMap::new(),
+            ranges: HashSet::new(),
+            cluster_ips: HashMap::new(),
+            moved_cluster_ips: HashMap::new(),
             gone: HashMap::new(),
             gone_by_end: HashMap::new(),
             gone_count: HashMap::new(),
@@ -197,12 +214,15 @@ impl Planner {
         }
         let served: HashSet<ServiceId> = self.services.values().map(|s| s.id).collect();
         for key in std::mem::take(&mut self.orphans) {
-            if (self.frontends.get(&key)).is_some_and(|f| !served.contains(&f.service)) {
-                self.frontends.remove(&key);
+            if !key.is_any_port()
+                && (self.frontends.get(&key)).is_some_and(|f| !served.contains(&f.service))
+            {
+                self.take_frontend(&key);
                 self.fade_frontend_bit(&key);
                 steps.removed.push(Op::RemoveFrontend(key));
             }
         }
+        self.remove_ranges_of_nobody(&served, &mut steps);
         self.plan(steps)
     }
 
@@ -318,6 +338,7 @@ impl Planner {
             backends: self.backend_ids.used(),
             slots: self.slots.used(),
             frontends: self.frontends.len(),
+            ranges: self.ranges.len(),
         }
     }
 
@@ -358,7 +379,8 @@ impl Planner {
         self.retired.push_back((self.fence, retired));
     }
 
-    fn plan(&self, mut steps: op::Steps) -> Plan {
+    fn plan(&mut self, mut steps: op::Steps) -> Plan {
+        self.settle_any_ports(&mut steps);
         // A frontend that one service gives up and another takes over is replaced, never removed.
         steps.removed.retain(|op| match op {
             Op::RemoveFrontend(key) => !self.frontends.contains_key(key),
@@ -366,6 +388,7 @@ impl Planner {
         });
         let waiting = self.retired.back().is_some_and(|(f, _)| *f == self.fence)
             || !steps.removed.is_empty()
+            || !steps.any_ports_removed.is_empty()
             || !steps.faded.is_empty();
         Plan {
             ops: steps.in_order(),

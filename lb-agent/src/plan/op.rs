@@ -3,7 +3,7 @@
 use super::Fence;
 use crate::model::desired::ServicePortName;
 use lb_common::addr::{BackendId, ServiceId};
-use lb_common::table::{Backend, Frontend, FrontendKey, Slot};
+use lb_common::table::{Backend, Frontend, FrontendKey, Slot, SourceRange};
 
 /// One write. Doing it twice is as good as once.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,6 +49,10 @@ pub enum Op {
         /// Number of the algorithm.
         algorithm: u32,
     },
+    /// Let these sources use a service's guarded frontends.
+    Range(SourceRange),
+    /// Let them no longer.
+    RemoveRange(SourceRange),
     /// Insert or replace a frontend.
     Frontend(FrontendKey, Frontend),
     /// Remove a frontend.
@@ -80,6 +84,8 @@ pub enum Resource {
     Slots,
     /// The frontend table is full.
     Frontends,
+    /// The table of source ranges is full.
+    Ranges,
     /// A set has more endpoints than a window can hold (65535).
     WindowSize,
     /// Namespace, name and port name are too long to be kept.
@@ -103,6 +109,7 @@ impl Refused {
             Resource::Backends => "backend_table_full",
             Resource::Slots => "slot_table_full",
             Resource::Frontends => "frontend_table_full",
+            Resource::Ranges => "source_range_table_full",
             Resource::WindowSize => "too_many_endpoints",
             Resource::Name => "name_too_long",
         }
@@ -115,6 +122,7 @@ impl Refused {
             Resource::Backends => "backends",
             Resource::Slots => "slots",
             Resource::Frontends => "frontends",
+            Resource::Ranges => "source ranges",
             Resource::WindowSize => {
                 return format!(
                     "{} endpoints in one set are more than 65535: the set served before stays",
@@ -140,8 +148,14 @@ pub(super) struct Steps {
     pub(super) bits: Vec<Op>,
     pub(super) slots: Vec<Op>,
     pub(super) services: Vec<Op>,
+    pub(super) ranges: Vec<Op>,
     pub(super) frontends: Vec<Op>,
+    /// What refuses the undefined ports of ClusterIPs: after those that are defined.
+    pub(super) any_ports: Vec<Op>,
+    /// And before those that are no longer.
+    pub(super) any_ports_removed: Vec<Op>,
     pub(super) removed: Vec<Op>,
+    pub(super) ranges_removed: Vec<Op>,
     pub(super) faded: Vec<Op>,
 }
 
@@ -153,8 +167,13 @@ impl Steps {
         ops.extend(self.backends);
         ops.extend(self.slots);
         ops.extend(self.services);
+        // A guarded frontend finds its ranges, before it is guarded and until it is not.
+        ops.extend(self.ranges);
         ops.extend(self.frontends);
+        ops.extend(self.any_ports);
+        ops.extend(self.any_ports_removed);
         ops.extend(self.removed);
+        ops.extend(self.ranges_removed);
         ops.extend(self.faded);
         ops
     }

@@ -1,13 +1,15 @@
 //! One service port: from what it is to what it should be.
 
 use super::op::{Op, Refused, Resource, Steps};
+use super::range::ranges_of;
 use super::{Gone, Member, Planner, Retired, Served};
 use crate::model::desired::{
     DesiredEndpoint, DesiredFrontend, DesiredService, Family, FrontendAddress, ServicePortName,
 };
 use lb_common::addr::{Addr, BackendId, Port, Protocol, ServiceId};
 use lb_common::table::{
-    Backend, BackendState, Frontend, FrontendKey, Membership, NAME_TEXT, ServiceFlags, Slot, Window,
+    Backend, BackendState, Frontend, FrontendKey, FrontendKind, Membership, NAME_TEXT,
+    ServiceFlags, Slot, Window,
 };
 use std::collections::HashSet;
 
@@ -78,6 +80,7 @@ impl Planner {
             frontends: keys_of(desired, name.protocol)
                 .map(|(key, _)| key)
                 .collect(),
+            ranges: ranges_of(id, desired),
             members: Vec::new(),
             cluster: Window::empty(desired.cluster_empty, 0),
             local: Window::empty(desired.local_empty, 0),
@@ -85,6 +88,7 @@ impl Planner {
             torn: false,
         };
         next.members = self.members(id, old_members(old), desired, taken)?;
+        self.check_ranges(&next.ranges)?;
         self.windows(name, desired, &mut next, taken)?;
         Ok(next)
     }
@@ -92,7 +96,12 @@ impl Planner {
     fn check_frontends(&self, desired: &DesiredService, protocol: Protocol) -> Result<(), Refused> {
         let more = keys_of(desired, protocol)
             .filter(|(key, _)| !self.frontends.contains_key(key))
-            .count();
+            .count()
+            + self.new_any_ports(
+                keys_of(desired, protocol)
+                    .filter(|(_, frontend)| frontend.kind == FrontendKind::ClusterIp)
+                    .map(|(key, _)| key.addr),
+            );
         if self.frontends.len() + more > self.limits.frontends as usize {
             return Err(refused(Resource::Frontends, more));
         }
@@ -214,13 +223,13 @@ impl Planner {
             steps.services.push(Op::Name(next.id, name.clone()));
         }
         Self::publish(old.as_ref(), &next, steps);
-        for (key, value) in keys_of(desired, name.protocol)
-            .map(|(key, frontend)| (key, Frontend::new(next.id, frontend.kind)))
-        {
+        self.switch_ranges(old.as_ref(), Some(&next), steps);
+        for (key, frontend) in keys_of(desired, name.protocol) {
+            let value = frontend_of(&next, frontend);
             if self.frontends.get(&key) != Some(&value) {
                 self.set_frontend_bit(&key, steps);
                 steps.frontends.push(Op::Frontend(key, value));
-                self.frontends.insert(key, value);
+                self.put_frontend(key, value);
             }
         }
         if let Some(old) = old {
@@ -357,7 +366,7 @@ impl Planner {
             .get(key)
             .is_some_and(|frontend| frontend.service == owner)
         {
-            self.frontends.remove(key);
+            self.take_frontend(key);
             steps.removed.push(Op::RemoveFrontend(*key));
             self.fade_frontend_bit(key);
         }
@@ -371,6 +380,7 @@ impl Planner {
         for key in &old.frontends {
             self.remove_frontend(key, old.id, steps);
         }
+        self.switch_ranges(Some(&old), None, steps);
         for member in &old.members {
             self.fade(&old, member, steps);
         }
@@ -382,7 +392,7 @@ impl Planner {
     }
 }
 
-fn refused(resource: Resource, wanted: usize) -> Refused {
+pub(super) fn refused(resource: Resource, wanted: usize) -> Refused {
     Refused {
         resource,
         wanted: u32::try_from(wanted).unwrap_or(u32::MAX),
@@ -426,6 +436,16 @@ fn sets_of(endpoint: DesiredEndpoint) -> u8 {
         sets |= Membership::LOCAL;
     }
     sets
+}
+
+/// What the table says of a frontend.
+fn frontend_of(served: &Served, frontend: &DesiredFrontend) -> Frontend {
+    let value = Frontend::new(served.id, frontend.kind);
+    if frontend.kind == FrontendKind::LoadBalancer && !served.ranges.is_empty() {
+        value.guarded()
+    } else {
+        value
+    }
 }
 
 /// The keys of a service port's frontends.

@@ -10,7 +10,7 @@ use lb_common::addr::{Addr, BackendId, Port, Protocol, ServiceId};
 use lb_common::hash::HashKeys;
 use lb_common::table::{
     AddressBits, Backend, BackendState, EmptyAction, Frontend, FrontendKey, FrontendKind,
-    Membership, Service, ServiceFlags, Slot, Window,
+    Membership, Service, ServiceFlags, Slot, SourceRange, Window,
 };
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -20,7 +20,8 @@ const LIMITS: Limits = Limits {
     services: 64,
     backends: 256,
     slots: 512,
-    frontends: 64,
+    frontends: 128,
+    ranges: 64,
 };
 
 fn keys() -> HashKeys {
@@ -36,6 +37,7 @@ struct Memory {
     slots: Vec<Slot>,
     backends: Vec<Backend>,
     frontends: HashMap<FrontendKey, Frontend>,
+    ranges: BTreeSet<SourceRange>,
 }
 
 impl Memory {
@@ -47,6 +49,7 @@ impl Memory {
             slots: vec![Slot::default(); limits.slots as usize],
             backends: vec![Backend::default(); limits.backends as usize],
             frontends: HashMap::new(),
+            ranges: BTreeSet::new(),
         }
     }
 
@@ -94,6 +97,12 @@ impl Memory {
             Op::RemoveFrontend(key) => {
                 self.frontends.remove(key);
             }
+            Op::Range(range) => {
+                self.ranges.insert(*range);
+            }
+            Op::RemoveRange(range) => {
+                assert!(self.ranges.remove(range), "the kernel would fail");
+            }
         }
     }
 
@@ -113,6 +122,7 @@ impl Memory {
                 .filter(|(_, backend)| backend.state != BackendState::Free as u8)
                 .collect(),
             frontends: self.frontends.iter().map(|(k, v)| (*k, *v)).collect(),
+            ranges: self.ranges.iter().copied().collect(),
         }
     }
 
@@ -149,12 +159,24 @@ impl Memory {
     /// What must hold at any moment, between any two writes.
     fn check(&self) {
         for (key, frontend) in &self.frontends {
-            let service = &self.services[frontend.service.0 as usize];
-            assert_ne!(service.flags & ServiceFlags::LIVE, 0, "leads to nothing");
-            assert!(self.names.contains_key(&frontend.service), "nameless");
             let (word, mask) =
                 AddressBits::frontend_bit(&keys(), &key.addr, key.port, key.protocol);
             assert_ne!(self.bits.words[word] & mask, 0, "the filter hides it");
+            if key.is_any_port() {
+                assert_eq!(*frontend, Frontend::ANY_PORT);
+                let served = |(other, value): (&FrontendKey, &Frontend)| {
+                    other.addr == key.addr && value.kind == FrontendKind::ClusterIp as u8
+                };
+                assert!(self.frontends.iter().any(served), "no ClusterIP any more");
+                continue;
+            }
+            if frontend.is_guarded() {
+                let own = |range: &&SourceRange| range.who.service == frontend.service;
+                assert!(self.ranges.iter().any(|range| own(&range)), "closed to all");
+            }
+            let service = &self.services[frontend.service.0 as usize];
+            assert_ne!(service.flags & ServiceFlags::LIVE, 0, "leads to nothing");
+            assert!(self.names.contains_key(&frontend.service), "nameless");
             let _ = self.window(frontend.service, service.cluster);
             let _ = self.window(frontend.service, service.local);
         }
@@ -164,6 +186,7 @@ impl Memory {
     fn served(&self) -> BTreeMap<(String, u16), Seen> {
         self.frontends
             .iter()
+            .filter(|(key, _)| !key.is_any_port())
             .map(|(key, frontend)| {
                 let service = &self.services[frontend.service.0 as usize];
                 let seen = Seen {
@@ -174,6 +197,12 @@ impl Memory {
                     flags: service.flags,
                     affinity_seconds: service.affinity_seconds,
                     members: self.members(frontend.service),
+                    guarded: frontend.is_guarded(),
+                    ranges: (self.ranges.iter())
+                        .filter(|range| range.who.service == frontend.service)
+                        .map(|range| (range.bits, range.who.source))
+                        .collect(),
+                    refuses_others: (self.frontends).contains_key(&FrontendKey::any_port(key.addr)),
                 };
                 let address = format!("{} {}", key.addr, key.family);
                 ((address, key.port.number()), seen)
@@ -202,6 +231,9 @@ struct Seen {
     flags: u32,
     affinity_seconds: u32,
     members: BTreeMap<SocketAddr, (u8, u8, u8)>,
+    guarded: bool,
+    ranges: BTreeSet<(u32, [u32; 4])>,
+    refuses_others: bool,
 }
 
 /// Writes a plan, checking after every write; waits for its grace period at once.
@@ -253,15 +285,25 @@ fn frontend(number: u8) -> DesiredFrontend {
             kind: FrontendKind::NodePort,
         };
     }
-    DesiredFrontend {
-        address: FrontendAddress::Exact([10, 96, 0, number].into()),
-        port: 80,
-        kind: FrontendKind::ClusterIp,
+    let exact = |address: [u8; 4], port, kind| DesiredFrontend {
+        address: FrontendAddress::Exact(address.into()),
+        port,
+        kind,
+    };
+    match number {
+        5 => exact([203, 0, 113, 5], 80, FrontendKind::LoadBalancer),
+        // Two ports of one ClusterIP.
+        4 => exact([10, 96, 0, 3], 81, FrontendKind::ClusterIp),
+        _ => exact([10, 96, 0, number], 80, FrontendKind::ClusterIp),
     }
 }
 
 fn endpoint(number: u8) -> SocketAddr {
     SocketAddr::new([10, 1, 0, number].into(), 8080)
+}
+
+fn range(length: u8) -> ipnet::IpNet {
+    ipnet::IpNet::new_assert([10, 0, 0, 0].into(), length)
 }
 
 const READY: DesiredEndpoint = DesiredEndpoint {
@@ -276,6 +318,7 @@ fn service(frontends: &[u8], endpoints: &[u8]) -> DesiredService {
         frontends: frontends.iter().map(|number| frontend(*number)).collect(),
         internal_local: false,
         external_local: false,
+        source_ranges: Vec::new(),
         affinity_seconds: None,
         algorithm: 0,
         cluster_empty: EmptyAction::Reject,
@@ -292,6 +335,7 @@ fn any_desired() -> impl Strategy<Value = Desired> {
         proptest::collection::btree_map(1..7_u8, one_endpoint, 0..6),
         any::<(bool, bool, bool)>(),
         proptest::option::of(1..3_u32),
+        proptest::collection::btree_set(8..11_u8, 0..3),
     );
     let services = proptest::collection::btree_map("[a-e]", one_service, 0..5);
     // Which service each of eight frontends belongs to, if any.
@@ -300,11 +344,12 @@ fn any_desired() -> impl Strategy<Value = Desired> {
         let mut desired: Desired = services
             .into_iter()
             .map(
-                |(text, (endpoints, (internal, external, drops), affinity))| {
+                |(text, (endpoints, (internal, external, drops), affinity, ranges))| {
                     let mut one = service(&[], &[]);
                     one.internal_local = internal;
                     one.external_local = external;
                     one.affinity_seconds = affinity;
+                    one.source_ranges = ranges.into_iter().map(range).collect();
                     if drops {
                         one.local_empty = EmptyAction::Drop;
                     }
@@ -367,6 +412,9 @@ proptest! {
         let used = planner.used();
         let usable = memory.backends.iter().filter(|b| b.is_usable()).count();
         prop_assert_eq!((used.services, used.backends), (before.len(), usable));
+        prop_assert_eq!((used.frontends, used.ranges), (memory.frontends.len(), memory.ranges.len()));
+        let wanted: usize = before.values().map(|one| one.source_ranges.len()).sum();
+        prop_assert_eq!(memory.ranges.len(), wanted);
     }
 
     #[test]
@@ -390,6 +438,8 @@ proptest! {
             let names: BTreeSet<_> = killed.names.values().cloned().collect();
             prop_assert_eq!(names.len(), killed.names.len());
             prop_assert_eq!(names, third.keys().cloned().collect());
+            prop_assert_eq!(killed.frontends.len(), fresh(&third).frontends.len());
+            prop_assert_eq!(killed.ranges.len(), fresh(&third).ranges.len());
         }
     }
 }
@@ -414,7 +464,8 @@ fn a_service_recreated_under_another_name_gets_another_id_and_its_frontend_is_re
     let old = id_of(&memory, "old");
     let mut planner = memory.adopt(LIMITS);
     let plan = planner.sync(&second);
-    let key = *memory.frontends.keys().next().expect("one frontend");
+    let mut keys = memory.frontends.keys().filter(|key| !key.is_any_port());
+    let key = *keys.next().expect("one frontend");
     for op in &plan.ops {
         assert_ne!(
             *op,
@@ -519,7 +570,7 @@ fn without_room_the_old_window_keeps_serving_and_the_service_is_reported() {
 fn full_tables_refuse_a_service_by_name_and_hurt_no_other() {
     let limits = Limits {
         services: 2,
-        frontends: 2,
+        frontends: 4,
         ..LIMITS
     };
     let mut memory = Memory::new(limits);

@@ -7,11 +7,11 @@ mod random;
 #[cfg(test)]
 mod tests;
 
-use crate::addr::{Addr, BackendId, Endpoint, Protocol, ServiceId, Tick};
+use crate::addr::{Addr, BackendId, Endpoint, Port, Protocol, ServiceId, Tick};
 use crate::env::{Env, Tables};
 use crate::table::{
     Affinity, AffinityKey, Backend, Config, ConfigFlags, Frontend, FrontendKey, Membership,
-    Service, ServiceFlags, Window,
+    Service, ServiceFlags, SourceOf, Window,
 };
 
 /// Numbers of the algorithms in [`Service::algorithm`].
@@ -77,6 +77,17 @@ impl Client {
     }
 }
 
+/// Who asks, as far as it is known.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Asker {
+    /// Where the connection begins.
+    pub origin: Origin,
+    /// Whom affinity remembers.
+    pub client: Option<Client>,
+    /// The source address, unspecified if it is not known (which no source range holds).
+    pub source: Addr,
+}
+
 /// A chosen backend.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Choice {
@@ -100,6 +111,8 @@ pub enum Decision {
     Reject(ServiceId),
     /// Be silent.
     Drop(ServiceId),
+    /// Be silent: the source may not use this frontend.
+    Forbid(ServiceId),
     /// The tables were changing too fast or do not fit together; nothing was chosen.
     Unstable,
 }
@@ -127,6 +140,42 @@ pub fn find_frontend(
         return tables.frontend(&FrontendKey::node_port(&to.addr, to.port, protocol));
     }
     None
+}
+
+/// What becomes of a first packet to an address of services that is nobody's frontend
+/// (`SERVICE-SEMANTICS` 5.2, as nftables mode has it).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Unserved {
+    /// A port of a live `ClusterIP` that nobody defined: refuse it.
+    Port,
+    /// An address of a ServiceCIDR that no service has: be silent.
+    Address,
+}
+
+/// False for addresses to which [`unserved`] certainly has no answer: cheap enough for every
+/// packet.
+#[inline(always)]
+pub fn may_be_unserved(tables: &impl Tables, config: &Config, to: &Addr) -> bool {
+    config.may_be_in_service_cidr(to) || tables.may_be_frontend(config, to, Port(0), Protocol(0))
+}
+
+/// What becomes of what [`find_frontend`] has no frontend for. An address that the node itself has
+/// is left alone: somebody else serves it there (a node-local DNS cache, for one).
+#[inline(always)]
+pub fn unserved(tables: &impl Tables, config: &Config, to: &Addr) -> Option<Unserved> {
+    let answer = if tables.may_be_frontend(config, to, Port(0), Protocol(0))
+        && tables.frontend(&FrontendKey::any_port(*to)).is_some()
+    {
+        Unserved::Port
+    } else if config.is_in_service_cidr(to) {
+        Unserved::Address
+    } else {
+        return None;
+    };
+    if tables.local_address(to).is_some() {
+        return None;
+    }
+    Some(answer)
 }
 
 /// Policy of `SERVICE-SEMANTICS` 5.2 and 7 in one place: which set, and is the source replaced?
@@ -159,26 +208,29 @@ const WINDOW_TRIES: u32 = 4;
 
 /// Chooses a backend for a new connection to `frontend`.
 ///
-/// `family_of` is any address of the connection's family; `client` is who affinity remembers
-/// (`None`: nobody, affinity is not consulted).
+/// `asker.client` is who affinity remembers (`None`: nobody, affinity is not consulted).
+/// `family_of` is any address of the connection's family.
 #[inline(always)]
 pub fn decide<T: Tables, E: Env>(
     tables: &T,
     env: &E,
     config: &Config,
     frontend: &Frontend,
-    origin: Origin,
-    client: Option<Client>,
+    asker: &Asker,
     family_of: &Addr,
 ) -> Decision {
     let id = frontend.service;
+    // Before the policy, and before it matters whether anybody serves (`SERVICE-SEMANTICS` 6).
+    if frontend.is_guarded() && !tables.is_in_source_range(&SourceOf::new(id, &asker.source)) {
+        return Decision::Forbid(id);
+    }
     let Some(service) = tables.service(id) else {
         return Decision::Unstable;
     };
-    let (local, masquerade) = policy(config, frontend, service, origin, family_of);
+    let (local, masquerade) = policy(config, frontend, service, asker.origin, family_of);
 
     let affinity_seconds = service.affinity_seconds;
-    let key = match client {
+    let key = match asker.client {
         Some(client) if affinity_seconds != 0 => Some(client.affinity_key(id)),
         _ => None,
     };

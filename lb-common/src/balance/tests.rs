@@ -1,5 +1,7 @@
 //! Table-driven tests of the decision: who gets which set, and is the source replaced?
 
+mod edges;
+
 use super::*;
 use crate::addr::{Port, Prefix};
 use crate::hash::HashKeys;
@@ -73,17 +75,11 @@ impl World {
         };
         let config = Config {
             flags: ConfigFlags::DETECT_PODS_V4,
-            socket_mode: 0,
-            flow_mask: 0,
             snat_port_first: 1,
             snat_port_last: 2,
-            node_port_first: 30000,
-            node_port_last: 32767,
-            reserved: 0,
             hash_keys: HashKeys::from_random([1, 2, 3, 4, 5, 6, 7, 8]),
             pods_v4: Prefix::new("10.0.0.0".parse().unwrap(), 8),
-            pods_v6: Prefix::NONE,
-            host_namespace: 0,
+            ..HostTables::of_node().config
         };
         let tables = HostTables {
             services,
@@ -121,16 +117,17 @@ impl World {
         let config = self.tables.config;
         let origin = Origin::of_packet(&self.tables, &config, &source);
         let frontend = Frontend::new(SERVICE, kind);
-        let client = Some(Client::Address(source));
-        decide(
-            &self.tables,
-            &self.env,
-            &config,
-            &frontend,
+        self.decide_for(&frontend, origin, &source)
+    }
+
+    fn decide_for(&self, frontend: &Frontend, origin: Origin, source: &Addr) -> Decision {
+        let asker = Asker {
             origin,
-            client,
-            &source,
-        )
+            client: Some(Client::Address(*source)),
+            source: *source,
+        };
+        let config = &self.tables.config;
+        decide(&self.tables, &self.env, config, frontend, &asker, source)
     }
 
     /// The last octets of every backend that is ever chosen, and whether the source is replaced.

@@ -5,7 +5,7 @@ use crate::addr::{Addr, BackendId, Endpoint, Port, Prefix, Protocol, ServiceId};
 use crate::hash::HashKeys;
 use crate::table::{
     AddressBits, Backend, BackendState, Config, EmptyAction, Frontend, FrontendKey, FrontendKind,
-    LocalAddress, Membership, Service, ServiceFlags, Slot, Window,
+    LocalAddress, Membership, SERVICE_CIDRS, Service, ServiceFlags, Slot, SourceRange, Window,
 };
 use std::net::IpAddr;
 
@@ -36,6 +36,9 @@ impl HostTables {
             ]),
             pods_v4: Prefix::NONE,
             pods_v6: Prefix::NONE,
+            services_v4: Prefix::NONE,
+            services_v6: Prefix::NONE,
+            service_cidrs: [Prefix::NONE; SERVICE_CIDRS],
         });
         tables.services.push(Service::default());
         tables.backends.push(Backend::default());
@@ -107,6 +110,34 @@ impl HostTables {
         let key = FrontendKey::exact(end.addr, end.port, protocol);
         self.frontends.insert(key, Frontend::new(service, kind));
         let bit = AddressBits::frontend_bit(&self.config.hash_keys, &end.addr, end.port, protocol);
+        self.bits.words[bit.0] |= bit.1;
+    }
+
+    /// Adds a frontend of a load balancer that only these sources may use.
+    pub fn add_guarded_frontend(
+        &mut self,
+        service: ServiceId,
+        end: &Endpoint,
+        protocol: Protocol,
+        ranges: &[Prefix],
+    ) {
+        self.add_frontend(service, end, protocol, FrontendKind::LoadBalancer);
+        let key = FrontendKey::exact(end.addr, end.port, protocol);
+        let frontend = Frontend::new(service, FrontendKind::LoadBalancer).guarded();
+        self.frontends.insert(key, frontend);
+        self.ranges.extend(
+            ranges
+                .iter()
+                .map(|prefix| SourceRange::new(service, prefix)),
+        );
+    }
+
+    /// Makes every undefined port of a `ClusterIP` be refused.
+    pub fn add_any_port(&mut self, addr: Addr) {
+        let key = FrontendKey::any_port(addr);
+        self.frontends.insert(key, Frontend::ANY_PORT);
+        let bit =
+            AddressBits::frontend_bit(&self.config.hash_keys, &key.addr, key.port, key.protocol);
         self.bits.words[bit.0] |= bit.1;
     }
 

@@ -4,6 +4,7 @@
 use super::parse::{Ordinary, Thorough, ordinary, thorough};
 use super::{Headers, Next, Packet, Part, Stage, World, fragment, icmp, nat, open, reject, snat};
 use crate::addr::{Addr, Endpoint, Protocol, ServiceId, Tick};
+use crate::balance::may_be_unserved;
 use crate::env::{Env, PacketTables, Tables};
 use crate::flow::{Flow, FlowState, Flows};
 use crate::table::{BackendState, Config};
@@ -100,6 +101,7 @@ fn segment<P: Packet, W: World>(
     }
     if tables.may_be_frontend(config, &headers.destination.addr, port, protocol)
         || tables.may_be_frontend(config, &Addr::UNSPECIFIED, port, protocol)
+        || may_be_unserved(tables, config, &headers.destination.addr)
     {
         return request(packet, world, headers);
     }

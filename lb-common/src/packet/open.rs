@@ -2,8 +2,10 @@
 
 use super::ingress::translate;
 use super::{Headers, Next, Packet, Part, Scratch, World, snat};
-use crate::addr::{Endpoint, Protocol};
-use crate::balance::{Client, Decision, Origin, decide, find_frontend, is_hairpin};
+use crate::addr::{Endpoint, Protocol, ServiceId};
+use crate::balance::{
+    Asker, Client, Decision, Origin, Unserved, decide, find_frontend, is_hairpin, unserved,
+};
 use crate::env::{Env, PacketTables, Tables};
 use crate::flow::{FlowState, Flows, NewFlow};
 use crate::table::{Config, Frontend};
@@ -21,7 +23,7 @@ pub(super) fn choose<P: Packet, W: World>(
     let tables = world.tables();
     let Some(frontend) = find_frontend(tables, config, &headers.destination, headers.protocol)
     else {
-        return Next::Continue;
+        return without_frontend(tables, config, headers);
     };
     if headers.protocol.0 == Protocol::TCP.0 {
         if !TcpFlags::opens(headers.flags) {
@@ -40,19 +42,36 @@ pub(super) fn choose<P: Packet, W: World>(
     balance(world, config, headers, &frontend)
 }
 
+/// First packets to the addresses of services that are nobody's frontends.
+#[inline(always)]
+fn without_frontend(tables: &impl Tables, config: &Config, headers: &Headers) -> Next {
+    let begins = headers.protocol.0 != Protocol::TCP.0 || TcpFlags::opens(headers.flags);
+    if !begins || matches!(headers.part, Part::Later) {
+        return Next::Continue;
+    }
+    match unserved(tables, config, &headers.destination.addr) {
+        None => Next::Continue,
+        Some(Unserved::Port) => {
+            tables.count(Reason::RejectedUndefinedPort);
+            Next::Refuse
+        }
+        Some(Unserved::Address) => {
+            tables.count(Reason::DroppedUnusedAddress);
+            Next::Drop
+        }
+    }
+}
+
 #[inline(always)]
 fn balance<W: World>(world: &W, config: &Config, headers: &Headers, frontend: &Frontend) -> Next {
     let tables = world.tables();
     let source = headers.source.addr;
-    let decision = decide(
-        tables,
-        world.env(),
-        config,
-        frontend,
-        Origin::of_packet(tables, config, &source),
-        Some(Client::Address(source)),
-        &source,
-    );
+    let asker = Asker {
+        origin: Origin::of_packet(tables, config, &source),
+        client: Some(Client::Address(source)),
+        source,
+    };
+    let decision = decide(tables, world.env(), config, frontend, &asker, &source);
     match decision {
         Decision::Forward(choice) => match world.with_scratch(|scratch| scratch.choice = choice) {
             Some(()) => Next::Begin,
@@ -65,18 +84,22 @@ fn balance<W: World>(world: &W, config: &Config, headers: &Headers, frontend: &F
             tables.count(Reason::RejectedNoEndpoint);
             Next::Refuse
         }
-        Decision::Drop(service) => {
-            tables.count_service(service, |counters| {
-                counters.tc_dropped = counters.tc_dropped.wrapping_add(1);
-            });
-            tables.count(Reason::DroppedNoLocalEndpoint);
-            Next::Drop
-        }
+        Decision::Drop(service) => dropped(tables, service, Reason::DroppedNoLocalEndpoint),
+        Decision::Forbid(service) => dropped(tables, service, Reason::DroppedSourceRange),
         Decision::Unstable => {
             tables.count(Reason::WindowUnstable);
             Next::Drop
         }
     }
+}
+
+#[inline(always)]
+fn dropped(tables: &impl PacketTables, service: ServiceId, reason: Reason) -> Next {
+    tables.count_service(service, |counters| {
+        counters.tc_dropped = counters.tc_dropped.wrapping_add(1);
+    });
+    tables.count(reason);
+    Next::Drop
 }
 
 /// Begins the flow and sends its first packet.

@@ -57,13 +57,18 @@ impl Caller {
             source = socket.source();
         }
         let bound = !source.is_unspecified();
+        let guarded = frontend.is_guarded();
         if !bound
-            && (affinity || external_local)
+            && (affinity || external_local || guarded)
             && let Some(known) = tables.namespace_addresses(socket.namespace())
         {
             source = known.of_family(family_of);
         }
 
+        if guarded && source.is_unspecified() {
+            tables.count(Reason::SocketClientUnknown);
+            return None;
+        }
         let mut record_flags = 0;
         let client = if !affinity {
             None

@@ -4,7 +4,8 @@
 use super::client::Caller;
 use super::conversations::{AMBIGUOUS, ENTERED, IDLE_SECONDS, answered, touch};
 use super::{
-    Answer, Count, Request, Socket, SocketTables, SocketVerdict, balance, client, find, recorded,
+    Answer, Asked, Count, Request, Socket, SocketTables, SocketVerdict, answer_unserved, balance,
+    client, find, recorded,
 };
 use crate::addr::{Addr, BackendId, Endpoint, Protocol, Tick};
 use crate::balance::{Choice, policy, slot_at};
@@ -20,8 +21,15 @@ pub fn sendmsg<T: SocketTables, E: Env, S: Socket>(
     socket: &S,
     request: &Request,
 ) -> SocketVerdict {
-    let Some((config, frontend, host)) = find(tables, socket, request) else {
-        return SocketVerdict::Untouched;
+    let (config, frontend, host) = match find(tables, socket, request) {
+        Some(Asked::Frontend(config, frontend, host)) => (config, frontend, host),
+        Some(Asked::Unserved(unserved, _)) => {
+            return match answer_unserved(tables, socket, unserved) {
+                Answer::Refuse => SocketVerdict::Refuse,
+                _ => SocketVerdict::Untouched,
+            };
+        }
+        None => return SocketVerdict::Untouched,
     };
     // A connected socket hears its peer only: the service it is connected to is that peer.
     if socket.is_connected()
@@ -202,7 +210,7 @@ fn remember_asker<T: SocketTables, S: Socket>(tables: &T, socket: &S, source: &E
         protocol: Protocol::UDP,
         source: Addr::UNSPECIFIED,
     };
-    if let Some((_, frontend, _)) = find(tables, socket, &request)
+    if let Some(Asked::Frontend(_, frontend, _)) = find(tables, socket, &request)
         && frontend.kind == FrontendKind::NodePort as u8
     {
         // Where the store is full the answer goes to the service: as without this record.

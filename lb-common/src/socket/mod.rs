@@ -14,7 +14,7 @@ pub use conversations::{AMBIGUOUS, ENTERED, FULL, IDLE_SECONDS, enter, place_of}
 pub use datagram::{recvmsg, sendmsg};
 
 use crate::addr::{Addr, BackendId, Endpoint, Protocol, ServiceId};
-use crate::balance::{Choice, Decision, decide, find_frontend};
+use crate::balance::{Asker, Choice, Decision, Unserved, decide, find_frontend, unserved};
 use crate::env::{Env, Tables};
 use crate::feature::Feature;
 use crate::table::{
@@ -112,14 +112,22 @@ enum Answer {
     Send(Choice, u32),
 }
 
-/// The frontend a socket asks for, and who asks; `None` if it is no service's or sockets of this
-/// kind are not balanced here.
+/// What a socket asks for.
+enum Asked<'t> {
+    /// A frontend; and whether the socket is one of the host's.
+    Frontend(&'t Config, Frontend, bool),
+    /// An address of services that is nobody's frontend; and whether the socket is the host's.
+    Unserved(Unserved, bool),
+}
+
+/// What a socket asks for; `None` if it is no service's or sockets of this kind are not balanced
+/// here.
 #[inline(always)]
 fn find<'t, T: SocketTables>(
     tables: &'t T,
     socket: &impl Socket,
     request: &Request,
-) -> Option<(&'t Config, Frontend, bool)> {
+) -> Option<Asked<'t>> {
     let config = tables.config()?;
     if request.protocol != Protocol::TCP && request.protocol != Protocol::UDP {
         return None;
@@ -139,15 +147,46 @@ fn find<'t, T: SocketTables>(
         {
             return None;
         }
-        tables.frontend(&FrontendKey::node_port(&to.addr, to.port, request.protocol))?
+        Some(tables.frontend(&FrontendKey::node_port(&to.addr, to.port, request.protocol))?)
     } else {
-        find_frontend(tables, config, to, request.protocol)?
+        find_frontend(tables, config, to, request.protocol)
+    };
+    let unserved = match frontend {
+        Some(_) => None,
+        None => Some(unserved(tables, config, &to.addr)?),
     };
     let host = client::is_host(config, socket);
     if config.socket_mode == SocketMode::HostOnly as u32 && !host {
         return None;
     }
-    Some((config, frontend, host))
+    match (frontend, unserved) {
+        (Some(frontend), _) => Some(Asked::Frontend(config, frontend, host)),
+        (None, Some(unserved)) => Some(Asked::Unserved(unserved, host)),
+        (None, None) => None,
+    }
+}
+
+/// What a socket can be told about an address that nobody serves.
+#[inline(always)]
+fn answer_unserved<T: SocketTables>(
+    tables: &T,
+    socket: &impl Socket,
+    unserved: Unserved,
+) -> Answer {
+    match unserved {
+        Unserved::Port if socket.kernel_has(Feature::SET_RETVAL) => {
+            tables.count(Reason::RejectedUndefinedPort);
+            Answer::Refuse
+        }
+        Unserved::Port => {
+            tables.count(Reason::SocketRejectLeftToPacketPath);
+            Answer::Leave
+        }
+        Unserved::Address => {
+            tables.count(Reason::SocketDropLeftToPacketPath);
+            Answer::Leave
+        }
+    }
 }
 
 /// Asks the balancer, and says what of its answer a socket can carry out.
@@ -166,8 +205,11 @@ fn balance<T: SocketTables, E: Env, S: Socket>(
         env,
         config,
         frontend,
-        caller.origin,
-        caller.client,
+        &Asker {
+            origin: caller.origin,
+            client: caller.client,
+            source: caller.source,
+        },
         &request.to.addr,
     );
     match decision {
@@ -187,7 +229,7 @@ fn balance<T: SocketTables, E: Env, S: Socket>(
             tables.count_refusal(service);
             Answer::Refuse
         }
-        Decision::Drop(_) => {
+        Decision::Drop(_) | Decision::Forbid(_) => {
             tables.count(Reason::SocketDropLeftToPacketPath);
             Answer::Leave
         }
@@ -208,12 +250,17 @@ pub fn connect<T: SocketTables, E: Env, S: Socket>(
     request: &Request,
 ) -> SocketVerdict {
     let answer = match find(tables, socket, request) {
-        Some((config, frontend, host)) => {
+        Some(Asked::Frontend(config, frontend, host)) => {
             match Caller::identify(tables, env, socket, request, config, frontend, host) {
                 Some(caller) => balance(tables, env, socket, request, config, &frontend, &caller),
                 None => Answer::Leave,
             }
         }
+        // To connect a datagram socket sends nothing; resolvers do it to learn what route and
+        // source a destination would have (RFC 6724). What is sent later the packet path refuses,
+        // but for the host's own sockets, whose packets it does not see.
+        Some(Asked::Unserved(_, false)) if request.protocol == Protocol::UDP => Answer::Leave,
+        Some(Asked::Unserved(unserved, _)) => answer_unserved(tables, socket, unserved),
         None => Answer::Leave,
     };
     let (choice, flags) = match answer {

@@ -29,7 +29,12 @@ impl ConfigFlags {
     pub const MASQUERADE_ALL: u32 = 1 << 2;
     /// Node ports answer on 127.0.0.0/8 too (kube-proxy's `localhostNodePorts`; IPv4 only).
     pub const LOCALHOST_NODE_PORTS: u32 = 1 << 3;
+    /// [`Config::service_cidrs`] holds at least one range.
+    pub const SERVICE_CIDRS: u32 = 1 << 4;
 }
+
+/// How many ServiceCIDRs fit into [`Config`]: as many as make its size a power of two.
+pub const SERVICE_CIDRS: usize = 10;
 
 /// Runtime switches: what may change while programs stay loaded.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -61,6 +66,13 @@ pub struct Config {
     /// `SO_NETNS_COOKIE` of the namespace this agent serves as "the host"; 0 = the kernel's first
     /// namespace (the only answer below 5.14, where the option does not exist).
     pub host_namespace: u64,
+    /// The smallest prefix around the IPv4 ones of `service_cidrs`: asked of every packet.
+    pub services_v4: Prefix,
+    /// The same for IPv6.
+    pub services_v6: Prefix,
+    /// The ranges ClusterIPs come from: packets to an address of these that is no frontend's get
+    /// silence (`SERVICE-SEMANTICS` 5.2).
+    pub service_cidrs: [Prefix; SERVICE_CIDRS],
 }
 
 impl Config {
@@ -75,6 +87,50 @@ impl Config {
     pub const fn in_node_port_range(&self, port: Port) -> bool {
         let port = port.number();
         port >= self.node_port_first && port <= self.node_port_last
+    }
+
+    /// False for addresses that certainly lie outside of every ServiceCIDR.
+    #[inline(always)]
+    pub const fn may_be_in_service_cidr(&self, addr: &Addr) -> bool {
+        self.has(ConfigFlags::SERVICE_CIDRS)
+            && (self.services_v4.contains(addr) || self.services_v6.contains(addr))
+    }
+
+    /// True for addresses inside a ServiceCIDR.
+    #[inline(always)]
+    pub fn is_in_service_cidr(&self, addr: &Addr) -> bool {
+        if !self.may_be_in_service_cidr(addr) {
+            return false;
+        }
+        for cidr in &self.service_cidrs {
+            if cidr.contains(addr) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Sets the ServiceCIDRs, of which the first [`SERVICE_CIDRS`] are taken.
+    pub fn set_service_cidrs(&mut self, cidrs: &[Prefix]) {
+        self.flags &= !ConfigFlags::SERVICE_CIDRS;
+        if !cidrs.is_empty() {
+            self.flags |= ConfigFlags::SERVICE_CIDRS;
+        }
+        self.service_cidrs = [Prefix::NONE; SERVICE_CIDRS];
+        (self.services_v4, self.services_v6) = (Prefix::NONE, Prefix::NONE);
+        for (place, cidr) in self.service_cidrs.iter_mut().zip(cidrs) {
+            *place = *cidr;
+            let around = if cidr.value.is_v4() {
+                &mut self.services_v4
+            } else {
+                &mut self.services_v6
+            };
+            *around = if *around == Prefix::NONE {
+                *cidr
+            } else {
+                around.around(cidr)
+            };
+        }
     }
 
     /// True if the local detector works for the family of `addr`.
@@ -176,3 +232,5 @@ pub struct SnatAddresses {
     /// Index of the IPv6 address, 0 if the node has none.
     pub v6: u32,
 }
+
+const _: () = assert!(size_of::<Config>() == 512);

@@ -9,6 +9,7 @@
 //! | `lb_config` | array, mmapable, 1 | 0 → [`Config`] | agent |
 //! | `lb_bits` | array, mmapable, 1 | 0 → [`AddressBits`] | agent |
 //! | `lb_frontends` | hash | [`FrontendKey`] → [`Frontend`] | agent |
+//! | `lb_ranges` | LPM trie | [`SourceRange`] → 1 | agent |
 //! | `lb_services` | array, mmapable | service id → [`Service`] | agent |
 //! | `lb_slots` | array, mmapable | slot → [`Slot`] | agent |
 //! | `lb_backends` | array, mmapable | backend id → [`Backend`] | agent |
@@ -30,14 +31,17 @@
 mod config;
 mod count;
 mod name_record;
-
+mod range;
 mod service;
 mod socket;
 mod transit;
 
-pub use config::{AddressBits, Config, ConfigFlags, LocalAddress, SnatAddresses, SocketMode};
+pub use config::{
+    AddressBits, Config, ConfigFlags, LocalAddress, SERVICE_CIDRS, SnatAddresses, SocketMode,
+};
 pub use count::{BackendCounters, ServiceCounters};
 pub use name_record::{NAME_TEXT, ServiceName};
+pub use range::{SourceOf, SourceRange};
 pub use service::{
     Backend, BackendState, EmptyAction, Frontend, FrontendKey, FrontendKind, Membership, Service,
     ServiceFlags, Slot, Window,
@@ -60,6 +64,7 @@ pub mod name {
     pub const CONFIG: &str = "lb_config";
     pub const ADDRESS_BITS: &str = "lb_bits";
     pub const FRONTENDS: &str = "lb_frontends";
+    pub const RANGES: &str = "lb_ranges";
     pub const SERVICES: &str = "lb_services";
     pub const SLOTS: &str = "lb_slots";
     pub const BACKENDS: &str = "lb_backends";

@@ -39,6 +39,12 @@ impl FrontendKey {
         }
     }
 
+    /// Every port of a `ClusterIP` that nobody defined: refused (`SERVICE-SEMANTICS` 5.2).
+    #[inline(always)]
+    pub const fn any_port(addr: Addr) -> Self {
+        Self::exact(addr, Port(0), Protocol(0))
+    }
+
     /// A node port: any local address of the family that `of` belongs to.
     #[inline(always)]
     pub const fn node_port(of: &Addr, port: Port, protocol: Protocol) -> Self {
@@ -50,6 +56,11 @@ impl FrontendKey {
             family,
             reserved: 0,
         }
+    }
+
+    /// True for [`any_port`](Self::any_port).
+    pub const fn is_any_port(&self) -> bool {
+        self.port.0 == 0 && self.protocol.0 == 0
     }
 
     /// True for node ports.
@@ -84,18 +95,44 @@ pub struct Frontend {
     pub service: ServiceId,
     /// A [`FrontendKind`].
     pub kind: u8,
+    /// [`Frontend::GUARDED`].
+    pub flags: u8,
     /// Must be zero.
-    pub reserved: [u8; 3],
+    pub reserved: [u8; 2],
 }
 
 impl Frontend {
+    /// Only sources inside one of the service's [`SourceRange`](super::SourceRange)s may use it.
+    pub const GUARDED: u8 = 1;
+    /// What is under [`FrontendKey::any_port`]: of no kind, and no service's.
+    pub const ANY_PORT: Self = Self {
+        service: ServiceId(0),
+        kind: 0,
+        flags: 0,
+        reserved: [0; 2],
+    };
+
     /// A frontend of `kind` for `service`.
     pub const fn new(service: ServiceId, kind: FrontendKind) -> Self {
         Self {
             service,
             kind: kind as u8,
-            reserved: [0; 3],
+            flags: 0,
+            reserved: [0; 2],
         }
+    }
+
+    /// The same, open to the service's source ranges only.
+    #[must_use]
+    pub const fn guarded(mut self) -> Self {
+        self.flags |= Self::GUARDED;
+        self
+    }
+
+    /// True if the service's source ranges decide who may use it.
+    #[inline(always)]
+    pub const fn is_guarded(&self) -> bool {
+        self.flags & Self::GUARDED != 0
     }
 
     /// True for every kind but `ClusterIP`.

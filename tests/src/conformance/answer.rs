@@ -3,9 +3,7 @@
 use super::traffic::{Endpoints, Flow};
 use super::world::{SNAT_V4, SNAT_V6, World};
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
-use lb_agent::model::desired::Family;
-use lb_common::addr::{Endpoint, Port, Protocol};
-use lb_common::balance::find_frontend;
+use lb_common::addr::Protocol;
 use lb_common::verdict::{Reason, Verdict};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -140,6 +138,19 @@ pub(super) fn first_packet(
     send(world, from, to, kind).map(|(first, _)| first)
 }
 
+/// The reasons to refuse.
+const REFUSALS: [Reason; 2] = [Reason::RejectedNoEndpoint, Reason::RejectedUndefinedPort];
+/// The reasons to be silent.
+const SILENCES: [Reason; 3] = [
+    Reason::DroppedNoLocalEndpoint,
+    Reason::DroppedUnusedAddress,
+    Reason::DroppedSourceRange,
+];
+
+fn counted(world: &World, reasons: &[Reason]) -> u64 {
+    reasons.iter().map(|reason| world.counted(*reason)).sum()
+}
+
 /// Sends a packet through both hooks of the packet path. Returns its fate and the source it leaves
 /// with.
 pub(super) fn send(
@@ -150,16 +161,16 @@ pub(super) fn send(
 ) -> Result<(First, SocketAddr), String> {
     let mut bytes = packet(from, to, kind)?;
     let before = bytes.clone();
-    let rejected = world.counted(Reason::RejectedNoEndpoint);
-    let silent = world.counted(Reason::DroppedNoLocalEndpoint);
+    let rejected = counted(world, &REFUSALS);
+    let silent = counted(world, &SILENCES);
     let verdict = world.packets.ingress(&mut bytes, 1);
-    if world.counted(Reason::RejectedNoEndpoint) > rejected {
+    if counted(world, &REFUSALS) > rejected {
         return Ok((First::Reject, from));
     }
     match verdict {
         Verdict::Continue if bytes == before => return Ok((First::Untouched, from)),
         Verdict::Continue => {}
-        Verdict::Drop if world.counted(Reason::DroppedNoLocalEndpoint) > silent => {
+        Verdict::Drop if counted(world, &SILENCES) > silent => {
             return Ok((First::Drop, from));
         }
         other => {
@@ -244,48 +255,6 @@ pub(super) fn ends(bytes: &[u8]) -> Result<(SocketAddr, SocketAddr), String> {
 
 /// Why a flow's expectation lies outside of what this version serves, if so. Asked only where the
 /// answer differs: it may excuse nothing else.
-pub(super) fn not_yet_served(
-    world: &World,
-    flow: &Flow,
-    expected: &Answer,
-) -> Option<&'static str> {
-    if flow.protocol == "SCTP" {
-        return Some("SCTP is not yet served");
-    }
-    let family = Family::of(flow.destination);
-    let mut services = world.state.services().map(|(_, service)| service);
-    if services.any(|service| {
-        service.is_guarded(family)
-            && service
-                .load_balancer_ips(family)
-                .any(|ip| ip == flow.destination)
-    }) {
-        return Some("loadBalancerSourceRanges (section 6) is not yet served");
-    }
-    let mut services = world.state.services().map(|(_, service)| service);
-    let is_cluster_ip =
-        services.any(|service| service.cluster_ip(family) == Some(flow.destination));
-    if is_cluster_ip && *expected == Answer::Reject && !is_frontend(world, flow) {
-        return Some("refusing an undefined port of a ClusterIP (section 5.2) is not yet served");
-    }
-    let ranges = &world.state.options().service_cidrs;
-    if !is_cluster_ip
-        && *expected == Answer::Drop
-        && ranges.iter().any(|range| range.contains(&flow.destination))
-    {
-        return Some(
-            "dropping for a free address of a ServiceCIDR (section 5.2) is not yet served",
-        );
-    }
-    None
-}
-
-fn is_frontend(world: &World, flow: &Flow) -> bool {
-    let tables = &world.packets.tables;
-    let to = Endpoint {
-        addr: flow.destination.into(),
-        port: Port::new(flow.dest_port),
-    };
-    protocol(&flow.protocol)
-        .is_ok_and(|protocol| find_frontend(tables, &tables.config, &to, protocol).is_some())
+pub(super) fn not_yet_served(flow: &Flow) -> Option<&'static str> {
+    (flow.protocol == "SCTP").then_some("SCTP is not yet served")
 }

@@ -243,7 +243,7 @@ fn check_flow(world: &mut World, prefix: &str, flow: &Flow, notes: &mut Notes) {
     match answer(world, flow) {
         Ok(got) if got == expected => notes.passed += 1,
         Ok(got) => {
-            if let Some(reason) = not_yet_served(world, flow, &expected) {
+            if let Some(reason) = not_yet_served(flow) {
                 notes.skipped.push(format!("{name}: {reason}"));
             } else {
                 let wrong = format!("{name}: expected {expected}, got {got}");

@@ -23,6 +23,7 @@ const LIMITS: Limits = Limits {
     backends: 1 << 12,
     slots: 1 << 14,
     frontends: 1 << 12,
+    ranges: 1 << 12,
 };
 
 /// The node of a case.
@@ -316,6 +317,12 @@ fn write_op(tables: &mut HostTables, op: Op) {
         Op::Frontend(key, frontend) => {
             tables.frontends.insert(key, frontend);
         }
+        Op::Range(range) => {
+            if !tables.ranges.contains(&range) {
+                tables.ranges.push(range);
+            }
+        }
+        Op::RemoveRange(range) => tables.ranges.retain(|other| *other != range),
         Op::RemoveFrontend(key) => {
             tables.frontends.remove(&key);
         }

@@ -31,8 +31,12 @@ pub(super) fn state_with(options: Options) -> State {
 }
 
 pub(super) fn node(zone: &str) -> Change {
-    let node =
-        json!({"metadata": {"name": "here", "labels": {"topology.kubernetes.io/zone": zone}}});
+    node_object(
+        json!({"metadata": {"name": "here", "labels": {"topology.kubernetes.io/zone": zone}}}),
+    )
+}
+
+pub(super) fn node_object(node: Value) -> Change {
     Change::Apply(Object::Node(Box::new(
         serde_json::from_value(node).expect("a Node"),
     )))

@@ -213,7 +213,6 @@ fn what_is_not_served_says_so_once() {
     state.apply(load_balancer(json!({
         "externalTrafficPolicy": "Local",
         "healthCheckNodePort": 32000,
-        "loadBalancerSourceRanges": ["203.0.113.0/24"],
         "ports": [
             {"name": "http", "port": 80},
             {"name": "a", "port": 81, "protocol": "SCTP"},
@@ -221,18 +220,77 @@ fn what_is_not_served_says_so_once() {
         ],
     })));
     let features: Vec<Feature> = state.not_served().iter().map(|one| one.feature).collect();
-    assert_eq!(
-        features,
-        [
-            Feature::Sctp,
-            Feature::SourceRanges,
-            Feature::HealthCheckNodePort
-        ]
-    );
-    assert!(
-        !frontends(&state, "web").iter().any(|one| one.contains(LB)),
-        "an address that was meant to be guarded is not opened to everybody"
-    );
+    assert_eq!(features, [Feature::Sctp, Feature::HealthCheckNodePort]);
     state.apply(load_balancer(json!({})));
     assert!(state.not_served().is_empty());
+}
+
+/// The ranges that guard the load balancer addresses, as text.
+fn allowed(state: &State) -> Vec<String> {
+    let ranges = desired(state, "web").source_ranges;
+    ranges.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn source_ranges_of_the_family_guard_the_load_balancer_addresses() {
+    let none: &[&str] = &[];
+    for (listed, expected) in [
+        (json!([]), none),
+        (json!([" 203.0.113.9/24 "]), &["203.0.113.0/24"]),
+        (json!(["010.0.0.0/8"]), &["10.0.0.0/8"]),
+        // A family without a range of its own is open, and so is one with a /0.
+        (json!(["2001:db8::/32"]), none),
+        (json!(["nonsense", ""]), none),
+        (json!(["10.0.0.0/8", "0.0.0.0/0"]), none),
+        (json!(["10.0.0.0/8", "::/0"]), &["10.0.0.0/8"]),
+        (json!(["nonsense", "10.0.0.0/8"]), &["10.0.0.0/8"]),
+    ] {
+        let mut state = state();
+        state.apply(load_balancer(json!({"loadBalancerSourceRanges": listed})));
+        assert_eq!(allowed(&state), expected, "{listed}");
+        assert_eq!(frontends(&state, "web").len(), 4, "{listed}");
+    }
+}
+
+#[test]
+fn where_the_node_itself_is_allowed_packets_from_the_load_balancer_addresses_are_too() {
+    let mut state = state();
+    state.apply(load_balancer(
+        json!({"loadBalancerSourceRanges": ["192.168.0.0/16"]}),
+    ));
+    assert_eq!(
+        allowed(&state),
+        ["192.168.0.0/16"],
+        "no address of the node is known"
+    );
+    let with = |address: &str| {
+        node_object(
+            json!({"metadata": {"name": "here"}, "status": {"addresses": [
+                {"type": "InternalIP", "address": address},
+                {"type": "ExternalIP", "address": "192.168.9.9"},
+            ]}}),
+        )
+    };
+    let dirty = state.apply(with("172.16.0.1"));
+    assert!(
+        dirty.contains(&http("web")),
+        "the node's address matters to it"
+    );
+    assert_eq!(
+        allowed(&state),
+        ["192.168.0.0/16"],
+        "only the primary one counts"
+    );
+    state.apply(with("192.168.0.1"));
+    assert_eq!(allowed(&state), ["192.168.0.0/16", "198.51.100.7/32"]);
+}
+
+#[test]
+fn an_address_that_is_external_and_a_load_balancers_is_guarded() {
+    let mut state = state();
+    state.apply(load_balancer(json!({
+        "externalIPs": [LB],
+        "loadBalancerSourceRanges": ["203.0.113.0/24"],
+    })));
+    assert!(frontends(&state, "web").contains(&format!("LoadBalancer {LB}:80")));
 }

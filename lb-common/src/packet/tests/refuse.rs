@@ -1,6 +1,7 @@
 //! What a client gets from a service without endpoints.
 
 use super::*;
+use crate::addr::Prefix;
 use crate::host::craft::tcp;
 use crate::wire::{Icmp, Tcp, Udp};
 use zerocopy::FromBytes;
@@ -59,4 +60,87 @@ fn a_reset_is_never_answered() {
     let s = without_endpoints(Family::V4, Protocol::TCP);
     let packet = tcp(&s.client(), &s.cluster_ip(), TcpFlags::RST, b"");
     s.arrives(packet, &s.client(), &s.cluster_ip());
+}
+
+#[test]
+fn an_undefined_port_of_a_cluster_ip_is_refused() {
+    everywhere(|family, protocol| {
+        let mut s = Scene::new(family, protocol);
+        let undefined = family.end(8, 1, 81);
+        let arrive = |s: &Scene| {
+            s.world
+                .ingress(&mut s.opening(&s.client(), &undefined), DEVICE)
+        };
+        assert_eq!(
+            arrive(&s),
+            Verdict::Continue,
+            "nobody said it was a ClusterIP"
+        );
+        s.world.tables.add_any_port(undefined.addr);
+        assert_eq!(arrive(&s), Verdict::Answer);
+        assert_eq!(s.reason(Reason::RejectedUndefinedPort), 1);
+        // The defined one is served as before.
+        let packet = s.opening(&s.client(), &s.cluster_ip());
+        s.arrives(packet, &s.client(), &s.backend_end());
+    });
+}
+
+#[test]
+fn a_free_address_of_a_service_cidr_is_met_with_silence() {
+    everywhere(|family, protocol| {
+        let mut s = Scene::new(family, protocol);
+        let free = family.end(8, 2, 80);
+        let arrive = |s: &Scene| s.world.ingress(&mut s.opening(&s.client(), &free), DEVICE);
+        assert_eq!(arrive(&s), Verdict::Continue, "no range is known");
+        let length = if family == Family::V4 { 24 } else { 64 };
+        let cidr = Prefix::new(family.addr(8, 0).into(), length);
+        s.world.tables.config.set_service_cidrs(&[cidr]);
+        assert_eq!(arrive(&s), Verdict::Drop);
+        assert_eq!(s.reason(Reason::DroppedUnusedAddress), 1);
+        let packet = s.opening(&s.client(), &s.cluster_ip());
+        s.arrives(packet, &s.client(), &s.backend_end());
+    });
+}
+
+#[test]
+fn only_first_packets_are_refused_or_dropped_for_their_address() {
+    for family in FAMILIES {
+        let mut s = Scene::new(family, Protocol::TCP);
+        let length = if family == Family::V4 { 24 } else { 64 };
+        let cidr = Prefix::new(family.addr(8, 0).into(), length);
+        s.world.tables.config.set_service_cidrs(&[cidr]);
+        s.world.tables.add_any_port(family.addr(8, 1));
+        for end in [family.end(8, 1, 81), family.end(8, 2, 80)] {
+            for flags in [TcpFlags::ACK, TcpFlags::SYN | TcpFlags::ACK, TcpFlags::RST] {
+                let packet = tcp(&s.client(), &end, flags, b"");
+                s.arrives(packet, &s.client(), &end);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_source_outside_the_ranges_is_met_with_silence() {
+    everywhere(|family, protocol| {
+        let mut s = Scene::new(family, protocol);
+        let vip = family.end(8, 9, 443);
+        let allowed = Prefix::new(
+            family.addr(9, 0).into(),
+            if family == Family::V4 { 24 } else { 32 },
+        );
+        s.world
+            .tables
+            .add_guarded_frontend(s.service, &vip, protocol, &[allowed]);
+        let packet = s.opening(&s.client(), &vip);
+        s.arrives(packet, &s.client(), &s.backend_end());
+        let stranger = family.end(7, 1, 40_000);
+        let mut packet = s.opening(&stranger, &vip);
+        assert_eq!(s.world.ingress(&mut packet, DEVICE), Verdict::Drop);
+        assert_eq!(s.reason(Reason::DroppedSourceRange), 1);
+        assert_eq!(s.world.tables.counters.borrow()[&s.service].tc_dropped, 1);
+        // Ranges are asked of first packets only: what is open stays open.
+        s.world.tables.ranges.clear();
+        let packet = s.data(&s.client(), &vip);
+        s.arrives(packet, &s.client(), &s.backend_end());
+    });
 }

@@ -1,0 +1,210 @@
+//! Who is refused, who gets silence and who is served: kube-proxy's answers (nftables mode) given to
+//! real clients, with `socketLoadBalancing` `all` and `off`, IPv4 and IPv6.
+
+use anyhow::{Context, Result, ensure};
+use lb_lab::{Place, PodNetwork};
+use lb_tests::stage::{ServiceSpec, Stage};
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+const MODES: [&str; 2] = ["all", "off"];
+/// Silence is told from a refusal or an answer, which come at once, by nothing coming for a while;
+/// that the packets were dropped on purpose the counters tell.
+const SILENCE: Duration = Duration::from_millis(500);
+
+fn in_both_modes(
+    services: &[ServiceSpec],
+    check: impl Fn(&Stage, &str) -> Result<()>,
+) -> Result<()> {
+    for mode in MODES {
+        let mut stage = Stage::new(PodNetwork::Routed)?;
+        for service in services {
+            stage.apply(service)?;
+        }
+        stage.start_agents(&format!("--socket-load-balancing {mode}"))?;
+        stage.route_services(0)?;
+        check(&stage, mode).with_context(|| format!("socketLoadBalancing {mode}"))?;
+    }
+    Ok(())
+}
+
+/// How a TCP and a UDP attempt ended.
+fn attempts(from: &Place, server: SocketAddr) -> Result<[String; 2]> {
+    let tcp = from.call(|| {
+        let outcome = TcpStream::connect_timeout(&server, SILENCE).map(drop);
+        Ok(format!("{:?}", outcome.map_err(|error| error.kind())))
+    })?;
+    let udp = from.call(|| {
+        let socket = lb_lab::client::udp_socket(server)?;
+        socket.set_read_timeout(Some(SILENCE))?;
+        let outcome = socket
+            .connect(server)
+            .and_then(|()| socket.send(b"who\n"))
+            .and_then(|_| socket.recv(&mut [0; 64]))
+            .map(drop);
+        Ok(format!("{:?}", outcome.map_err(|error| error.kind())))
+    })?;
+    Ok([tcp, udp])
+}
+
+fn is_refused(from: &Place, server: SocketAddr) -> Result<()> {
+    let refused = format!("{:?}", Err::<(), _>(ErrorKind::ConnectionRefused));
+    for outcome in attempts(from, server)? {
+        ensure!(
+            outcome == refused,
+            "{server}: {outcome}, expected a refusal"
+        );
+    }
+    Ok(())
+}
+
+/// True silence, counted on node 0 for this reason.
+fn is_dropped(stage: &Stage, from: &Place, server: SocketAddr, reason: &str) -> Result<()> {
+    let before = stage.counted(0, reason)?;
+    let [tcp, udp] = attempts(from, server)?;
+    let timed_out = format!("{:?}", Err::<(), _>(ErrorKind::TimedOut));
+    let would_block = format!("{:?}", Err::<(), _>(ErrorKind::WouldBlock));
+    ensure!(tcp == timed_out, "TCP {server}: {tcp}, expected silence");
+    ensure!(udp == would_block, "UDP {server}: {udp}, expected silence");
+    let counted = stage.counted(0, reason)? - before;
+    ensure!(
+        counted >= 2,
+        "{server}: {reason} was counted {counted} times"
+    );
+    Ok(())
+}
+
+#[test]
+fn an_undefined_port_of_a_cluster_ip_is_refused_to_everybody() -> Result<()> {
+    let service = ServiceSpec::new("web", 10, &["a", "c"]);
+    in_both_modes(std::slice::from_ref(&service), |stage, mode| {
+        for mut server in service.cluster_ips() {
+            stage.pod("b").place().ask_tcp(server)?;
+            stage.client.place().ask_tcp(server)?;
+            server.set_port(81);
+            is_refused(stage.pod("b").place(), server).context("pod")?;
+            is_refused(stage.client.place(), server).context("outside")?;
+            if mode == "all" {
+                is_refused(stage.lab.node(0).place(), server).context("node")?;
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_datagram_to_an_undefined_port_is_refused_without_a_connection_too() -> Result<()> {
+    let service = ServiceSpec::new("web", 10, &["a"]);
+    let mut stage = Stage::new(PodNetwork::Routed)?;
+    stage.apply(&service)?;
+    stage.start_agents("--socket-load-balancing all")?;
+    for mut server in service.cluster_ips() {
+        server.set_port(81);
+        let outcome = stage.pod("b").place().call(|| {
+            let socket = lb_lab::client::udp_socket(server)?;
+            let outcome = socket.send_to(b"who\n", server);
+            Ok(format!("{:?}", outcome.map_err(|error| error.kind())))
+        })?;
+        ensure!(outcome == "Err(ConnectionRefused)", "{server}: {outcome}");
+    }
+    Ok(())
+}
+
+#[test]
+fn resolvers_may_connect_a_datagram_socket_to_learn_its_source() -> Result<()> {
+    let service = ServiceSpec::new("web", 10, &["a"]);
+    in_both_modes(std::slice::from_ref(&service), |stage, _| {
+        for mut server in service.cluster_ips() {
+            server.set_port(65_535);
+            let source = stage.pod("b").place().call(|| {
+                let socket = lb_lab::client::udp_socket(server)?;
+                socket.connect(server)?;
+                Ok(socket.local_addr()?.ip().to_string())
+            })?;
+            let own = stage.pod("b").address_like(server.ip()).to_string();
+            ensure!(source == own, "{server}: the source is {source}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_free_address_of_a_service_cidr_is_met_with_silence() -> Result<()> {
+    let service = ServiceSpec::new("web", 10, &["a"]);
+    in_both_modes(std::slice::from_ref(&service), |stage, _| {
+        let free = ServiceSpec::new("nobody", 99, &[]).cluster_ips();
+        for server in free {
+            let reason = "dropped_unused_address";
+            is_dropped(stage, stage.pod("b").place(), server, reason).context("pod")?;
+            is_dropped(stage, stage.client.place(), server, reason).context("outside")?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn source_ranges_decide_who_may_use_a_load_balancer_address() -> Result<()> {
+    let service = ServiceSpec::new("web", 10, &["a", "c"])
+        .node_port(30080)
+        .load_balancer()
+        .with("externalIPs: [\"198.51.100.77\", \"2001:db8:51::77\"]")
+        .with("loadBalancerSourceRanges: [\"10.244.1.0/24\", \"fd00:244:1::/64\"]");
+    in_both_modes(std::slice::from_ref(&service), |stage, _| {
+        let guarded = service.load_balancer_ips();
+        let external: [SocketAddr; 2] =
+            ["198.51.100.77:80".parse()?, "[2001:db8:51::77]:80".parse()?];
+        for family in 0..2 {
+            let vip = guarded[family];
+            for _ in 0..4 {
+                stage
+                    .pod("b")
+                    .place()
+                    .ask_tcp(vip)
+                    .context("a pod in the range")?;
+            }
+            stage.pod("b").place().ask_udp(vip, 64)?;
+            let outside = stage.client.place();
+            is_dropped(stage, outside, vip, "dropped_source_range").context("outside")?;
+            // The other addresses of the same service are open.
+            for open in [
+                service.cluster_ips()[family],
+                stage.node_port(0, 30080)[family],
+                external[family],
+            ] {
+                outside.ask_tcp(open).with_context(|| format!("{open}"))?;
+            }
+        }
+        // Another range: who was outside is inside now, and the other way round.
+        let moved = ServiceSpec {
+            spec: String::new(),
+            ..service.clone()
+        }
+        .with("loadBalancerSourceRanges: [\"10.77.0.0/24\", \"fd77::/64\"]");
+        stage.apply(&moved)?;
+        for vip in guarded {
+            let opened = || stage.client.place().ask_tcp(vip).is_ok();
+            ensure!(
+                (0..20).any(|_| opened()),
+                "{vip} stays closed to the new range"
+            );
+            let pod = stage.pod("b").place();
+            is_dropped(stage, pod, vip, "dropped_source_range").context("the old range")?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn the_disallowed_get_silence_and_the_allowed_a_refusal_where_nobody_serves() -> Result<()> {
+    let service = ServiceSpec::new("none", 10, &[])
+        .load_balancer()
+        .with("loadBalancerSourceRanges: [\"10.244.1.0/24\", \"fd00:244:1::/64\"]");
+    in_both_modes(std::slice::from_ref(&service), |stage, _| {
+        for vip in service.load_balancer_ips() {
+            is_refused(stage.pod("b").place(), vip).context("allowed")?;
+            is_dropped(stage, stage.client.place(), vip, "dropped_source_range")?;
+        }
+        Ok(())
+    })
+}
