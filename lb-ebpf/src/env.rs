@@ -139,7 +139,7 @@ impl PacketTables for Kernel {
     #[inline(always)]
     fn snat_addresses(&self, ifindex: u32) -> Option<SnatAddresses> {
         // SAFETY: the eight bytes are copied at once.
-        unsafe { maps::SNAT.get(&ifindex) }.copied()
+        unsafe { maps::SNAT.get(ifindex) }.copied()
     }
 
     #[inline(always)]

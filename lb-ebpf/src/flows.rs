@@ -23,6 +23,7 @@ const BUSY: u32 = 2;
 const TAKEN: u32 = 3;
 
 /// Fills `record` with the result, or says why there is none.
+#[cfg(feature = "atomics")]
 #[inline(always)]
 fn answer(record: &mut Record, result: Result<Record, Refused>) -> u32 {
     match result {

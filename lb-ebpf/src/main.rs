@@ -11,9 +11,7 @@ mod flows;
 mod maps;
 mod socket;
 mod sockops;
-#[cfg(feature = "atomics")]
 mod tc;
-#[cfg(feature = "atomics")]
 mod view;
 
 #[cfg(not(test))]

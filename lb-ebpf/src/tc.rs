@@ -102,7 +102,7 @@ stage!(lb_out_open_l3, egress, Open, 0);
 fn act<const LINK: usize>(skb: *mut __sk_buff, verdict: Verdict) -> i32 {
     match verdict {
         Verdict::Continue => TC_ACT_UNSPEC,
-        Verdict::Drop => TC_ACT_SHOT as i32,
+        Verdict::Drop => TC_ACT_SHOT,
         Verdict::Answer => send_back::<LINK>(skb),
     }
 }
@@ -111,7 +111,7 @@ fn act<const LINK: usize>(skb: *mut __sk_buff, verdict: Verdict) -> i32 {
 #[inline(always)]
 fn send_back<const LINK: usize>(skb: *mut __sk_buff) -> i32 {
     if LINK == ETHERNET && exchange_neighbours(skb).is_none() {
-        return TC_ACT_SHOT as i32;
+        return TC_ACT_SHOT;
     }
     let device = TcPacket::<LINK>::of(skb).device();
     // SAFETY: the helper takes numbers only.

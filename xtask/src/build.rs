@@ -106,6 +106,7 @@ pub(crate) fn compile(toolchain: &Toolchain, flavour: Flavour, verb: &str) -> Re
     let flags = [
         &format!("-Ctarget-cpu={cpu}"),
         "-Cdebuginfo=2",
+        &format!("-Clinker={}", linker.path.display()),
         "-Clink-arg=--btf",
     ];
     let linker_dir = linker
@@ -114,7 +115,9 @@ pub(crate) fn compile(toolchain: &Toolchain, flavour: Flavour, verb: &str) -> Re
         .context("the linker has no directory")?;
     let compiler_dir = compiler.cargo.parent().context("cargo has no directory")?;
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let path = [linker_dir, compiler_dir]
+    // The compiler's own cargo-clippy must be found before one of another toolchain beside the
+    // linker.
+    let path = [compiler_dir, linker_dir]
         .into_iter()
         .map(Path::to_owned)
         .chain(std::env::split_paths(&path));
