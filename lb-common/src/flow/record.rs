@@ -206,6 +206,12 @@ impl Record {
         }
     }
 
+    /// The client's port in the lower half, the frontend's in the upper.
+    #[inline(always)]
+    pub(super) const fn ports(&self) -> u32 {
+        self.words[ENDS] as u32
+    }
+
     /// The backend of a flow.
     #[inline(always)]
     pub const fn backend(&self) -> BackendId {

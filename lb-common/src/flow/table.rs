@@ -78,7 +78,13 @@ impl<'a, B: Buckets, T: Tables> FlowTable<'a, B, T> {
         protocol: Protocol,
     ) -> Option<Record> {
         let home = self.home(client, protocol)?;
-        if let Some(record) = self.probe(home, kind, client, other, protocol) {
+        // One number instead of two: what is kept over the search must fit on the stack of the BPF
+        // machine, 512 bytes for a whole chain of calls.
+        let ports = match other {
+            Other::Written(end) => u32::from(client.port.0) | u32::from(end.port.0) << 16,
+            Other::Backend(_) => u32::from(client.port.0),
+        };
+        if let Some(record) = self.probe(home, kind, client, other, ports, protocol) {
             return Some(record);
         }
         let bucket = self.buckets.bucket(home)?;
@@ -86,7 +92,8 @@ impl<'a, B: Buckets, T: Tables> FlowTable<'a, B, T> {
         let mut distance = 1;
         while members != 0 && distance < GROUP {
             if members & 1 != 0
-                && let Some(record) = self.probe(home ^ distance, kind, client, other, protocol)
+                && let Some(record) =
+                    self.probe(home ^ distance, kind, client, other, ports, protocol)
             {
                 return Some(record);
             }
@@ -115,6 +122,7 @@ impl<'a, B: Buckets, T: Tables> FlowTable<'a, B, T> {
         kind: Kind,
         client: &Endpoint,
         other: Other<'_>,
+        ports: u32,
         protocol: Protocol,
     ) -> Option<Record> {
         let bucket = self.buckets.bucket(index)?;
@@ -124,14 +132,21 @@ impl<'a, B: Buckets, T: Tables> FlowTable<'a, B, T> {
         let mut record = Record {
             words: [0, u64::from(index), client_0, client_1, 0, 0, load(ENDS), 0],
         };
-        if before.kind() != kind || record.client() != *client {
+        let mask = match other {
+            Other::Written(_) => u32::MAX,
+            Other::Backend(_) => u32::from(u16::MAX),
+        };
+        if before.kind() != kind
+            || record.client().addr != client.addr
+            || record.ports() & mask != ports
+        {
             return None;
         }
         record.words[TAIL] = load(TAIL);
         record.words[FRONTEND] = load(FRONTEND);
         record.words[FRONTEND + 1] = load(FRONTEND + 1);
         let matches = match other {
-            Other::Written(end) => record.frontend() == *end,
+            Other::Written(end) => record.frontend().addr == end.addr,
             Other::Backend(end) => self.is_backend(record.backend(), end),
         };
         if !matches || record.protocol() != protocol {
