@@ -24,17 +24,21 @@ fn main() {
     let out = PathBuf::from(variable("OUT_DIR"));
     let package = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
     let workspace = package.parent().unwrap_or(&package).to_path_buf();
+    println!("cargo::rerun-if-env-changed=CARGO_TARGET_DIR");
+    // As `cargo xtask build` places them.
+    let target = env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| workspace.join("target"), |dir| workspace.join(dir));
     for (name, built, embedded) in OBJECTS {
         println!("cargo::rerun-if-env-changed={name}");
         let source = match env::var_os(name) {
             Some(path) => PathBuf::from(path),
-            None => workspace.join("target").join(built),
+            None => target.join(built),
         };
         watch(&source, &workspace);
         let object = fs::read(&source).unwrap_or_default();
-        let target = out.join(embedded);
-        if let Err(error) = fs::write(&target, object) {
-            panic!("cannot write {}: {error}", target.display());
+        let copy = out.join(embedded);
+        if let Err(error) = fs::write(&copy, object) {
+            panic!("cannot write {}: {error}", copy.display());
         }
     }
 }
@@ -48,7 +52,9 @@ fn watch(source: &Path, workspace: &Path) {
         .unwrap_or(workspace);
     // The whole target directory changes with every build: watch the crate's sources instead until
     // the object is there.
-    let watched = if existing.ends_with("target") || !existing.starts_with(workspace) {
+    let watched = if existing == source {
+        source.to_path_buf()
+    } else if existing.ends_with("target") || !existing.starts_with(workspace) {
         workspace.join("lb-ebpf/src")
     } else {
         existing.to_path_buf()

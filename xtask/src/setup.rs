@@ -39,13 +39,28 @@ pub(crate) fn lab_tools() -> Result<()> {
 /// What only the tests need.
 pub(crate) fn test_tools() -> Result<()> {
     lab_tools()?;
-    if have("nft") {
+    let mut missing = Vec::new();
+    if !have("nft") {
+        missing.push(package(
+            "nftables",
+            "lays out the firewall rules that tests run beside",
+        ));
+    }
+    if !have("bpftool") {
+        missing.push(package(
+            "bpftool",
+            "looks for programs that a cleanup has left behind",
+        ));
+    }
+    install(&missing)
+}
+
+/// What unpacks other kernels.
+pub(crate) fn vm_tools() -> Result<()> {
+    if have("xz") {
         return Ok(());
     }
-    install(&[package(
-        "nftables",
-        "lays out the firewall rules that tests run beside",
-    )])
+    install(&[package("xz-utils", "unpacks the modules of other kernels")])
 }
 
 /// What compiling the agent needs besides cargo.

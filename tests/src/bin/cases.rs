@@ -1,10 +1,20 @@
-//! Runs case files: `cases FILE…`.
+//! Runs case files: `cases FILE…`. Exit code 1: a case failed; 2: a file could not be run.
 
 use anyhow::{Result, ensure};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-fn main() -> Result<ExitCode> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run() -> Result<ExitCode> {
     let files: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
     ensure!(
         !files.is_empty(),

@@ -28,6 +28,7 @@ fn dir() -> PathBuf {
 
 /// `cargo xtask vm`.
 pub(crate) fn run(args: &VmArgs) -> Result<ExitCode> {
+    crate::build::lb_privileges("vm")?;
     if args.command.is_empty() {
         return match smoke(&args.kernels)? {
             Outcome::Passed => Ok(ExitCode::SUCCESS),
@@ -73,6 +74,7 @@ fn on_each(kernels: &[String], command: &[OsString]) -> Result<Outcome> {
             "kernels and qemu are Debian packages: no apt-get".to_owned(),
         ));
     }
+    setup::vm_tools()?;
     let machine = match debian::Machine::fetch(&dir()) {
         Ok(machine) => machine,
         Err(error) => return Ok(Outcome::Skipped(format!("qemu cannot be had: {error:#}"))),
