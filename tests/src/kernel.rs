@@ -281,6 +281,20 @@ impl KernelObject {
         Ok(SkStorage::try_from(Map::SkStorage(map))?)
     }
 
+    /// Teaches the programs the addresses of a namespace.
+    pub fn learn_namespace(&mut self, cookie: u64, addresses: NamespaceAddresses) -> Result<()> {
+        Ok(self
+            .hash::<u64, NamespaceAddresses>(name::NAMESPACES)?
+            .insert(Raw(cookie), Raw(addresses), 0)?)
+    }
+
+    /// Remembers a client's backend.
+    pub fn remember(&mut self, key: AffinityKey, value: Affinity) -> Result<()> {
+        Ok(self
+            .hash::<AffinityKey, Affinity>(name::AFFINITY)?
+            .insert(Raw(key), Raw(value), 0)?)
+    }
+
     /// What is remembered of a client.
     pub fn affinity(&mut self, key: AffinityKey) -> Result<Option<Affinity>> {
         get(&self.hash(name::AFFINITY)?, key)

@@ -137,6 +137,14 @@ pub fn connect(socket: &impl AsFd, to: SocketAddr) -> Result<()> {
     check(unsafe { libc::connect(fd, to.pointer(), to.length) }).map(drop)
 }
 
+/// Binds a socket of any kind.
+pub fn bind(socket: &impl AsFd, to: SocketAddr) -> Result<()> {
+    let to = RawAddress::from(to);
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: the address outlives the call.
+    check(unsafe { libc::bind(fd, to.pointer(), to.length) }).map(drop)
+}
+
 /// `getpeername`.
 pub fn peer(socket: &impl AsFd) -> Result<SocketAddr> {
     let mut peer = RawAddress::room();
