@@ -57,13 +57,17 @@ impl From<SocketAddr> for RawAddress {
     }
 }
 
+/// The size of any address.
+#[expect(clippy::cast_possible_truncation, reason = "128 bytes")]
+const ROOM: libc::socklen_t = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+
 impl RawAddress {
     /// Room for an address that the kernel will write.
     pub(crate) fn room() -> Self {
         Self {
             // SAFETY: all zeros is a valid sockaddr_storage.
             storage: unsafe { zeroed() },
-            length: size_of::<libc::sockaddr_storage>() as libc::socklen_t,
+            length: ROOM,
         }
     }
 
