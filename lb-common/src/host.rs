@@ -3,15 +3,17 @@
 mod build;
 pub mod craft;
 mod packet;
+mod socket;
 
 pub use packet::PacketWorld;
+pub use socket::HostSocket;
 
 use crate::addr::{Addr, BackendId, ServiceId, Tick};
 use crate::env::{Env, PacketTables, Tables};
 use crate::table::{
-    AddressBits, Affinity, AffinityKey, Backend, Config, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, LocalAddress, Service, ServiceCounters, Slot, SnatAddresses, SourceOf,
-    SourceRange,
+    AddressBits, Affinity, AffinityKey, Backend, BackendCounters, Config, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, LocalAddress, NamespaceAddresses, Service,
+    ServiceCounters, Slot, SnatAddresses, SourceOf, SourceRange,
 };
 use crate::verdict::Reason;
 use std::cell::{Cell, RefCell};
@@ -79,6 +81,10 @@ pub struct HostTables {
     pub fragments: RefCell<HashMap<FragmentKey, FragmentPorts>>,
     /// See [`ServiceCounters`]; by service id, made when first counted.
     pub counters: RefCell<HashMap<ServiceId, ServiceCounters>>,
+    /// See [`BackendCounters`]; by backend id, made when first counted.
+    pub backend_counters: RefCell<HashMap<BackendId, BackendCounters>>,
+    /// See [`NamespaceAddresses`]; by the namespace's cookie.
+    pub namespaces: RefCell<HashMap<u64, NamespaceAddresses>>,
     /// Counted reasons.
     pub reasons: RefCell<[u64; Reason::COUNT as usize]>,
 }
@@ -100,6 +106,8 @@ impl HostTables {
             snat_pool: Vec::default(),
             fragments: RefCell::default(),
             counters: RefCell::default(),
+            backend_counters: RefCell::default(),
+            namespaces: RefCell::default(),
             reasons: RefCell::default(),
         }
     }

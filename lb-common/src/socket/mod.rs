@@ -9,6 +9,8 @@
 mod client;
 mod conversations;
 mod datagram;
+#[cfg(test)]
+mod tests;
 
 pub use conversations::{AMBIGUOUS, ENTERED, FULL, IDLE_SECONDS, enter, place_of};
 pub use datagram::{recvmsg, sendmsg};
