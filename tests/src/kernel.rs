@@ -226,9 +226,10 @@ impl KernelObject {
 
     /// Inserts a frontend and sets its bit.
     pub fn frontend(&mut self, key: FrontendKey, frontend: Frontend) -> Result<()> {
+        let keys = self.read_config()?.hash_keys;
+        let frontend = frontend.sealed(&keys, &key);
         self.hash::<FrontendKey, Frontend>(name::FRONTENDS)?
             .insert(Raw(key), Raw(frontend), 0)?;
-        let keys = self.read_config()?.hash_keys;
         self.set_bit(AddressBits::frontend_bit(
             &keys,
             &key.addr,

@@ -15,9 +15,8 @@ impl Planner {
             let count = self.cluster_ips.entry(key.addr).or_default();
             *count += 1;
             if *count == 1 {
-                let was = self
-                    .frontends
-                    .insert(FrontendKey::any_port(key.addr), Frontend::ANY_PORT);
+                let entry = FrontendKey::any_port(key.addr);
+                let was = self.frontends.insert(entry, self.any_port(&entry));
                 self.moved_cluster_ips
                     .entry(key.addr)
                     .or_insert(was.is_some());
@@ -65,12 +64,17 @@ impl Planner {
             let is = self.frontends.contains_key(&key);
             if is && !was {
                 self.set_frontend_bit(&key, steps);
-                steps.any_ports.push(Op::Frontend(key, Frontend::ANY_PORT));
+                steps.any_ports.push(Op::Frontend(key, self.any_port(&key)));
             } else if was && !is {
                 steps.any_ports_removed.push(Op::RemoveFrontend(key));
                 self.fade_frontend_bit(&key);
             }
         }
+    }
+
+    /// What is under the entry's key.
+    fn any_port(&self, key: &FrontendKey) -> Frontend {
+        Frontend::ANY_PORT.sealed(&self.keys, key)
     }
 
     /// Counts the ClusterIPs of tables that were found, whose writer may have ended between a
@@ -91,7 +95,8 @@ impl Planner {
         }
         for address in self.cluster_ips.keys() {
             let key = FrontendKey::any_port(*address);
-            if self.frontends.insert(key, Frontend::ANY_PORT).is_none() {
+            let value = Frontend::ANY_PORT.sealed(&self.keys, &key);
+            if self.frontends.insert(key, value).is_none() {
                 self.moved_cluster_ips.insert(*address, false);
             }
         }

@@ -263,6 +263,7 @@ impl Planner {
 
     /// Puts in a frontend that is nobody's and stays whatever is synced.
     pub fn reserve(&mut self, key: FrontendKey, frontend: Frontend) -> Plan {
+        let frontend = frontend.sealed(&self.keys, &key);
         let mut steps = op::Steps::default();
         self.orphans.retain(|orphan| *orphan != key);
         self.set_frontend_bit(&key, &mut steps);

@@ -225,7 +225,7 @@ impl Planner {
         Self::publish(old.as_ref(), &next, steps);
         self.switch_ranges(old.as_ref(), Some(&next), steps);
         for (key, frontend) in keys_of(desired, name.protocol) {
-            let value = frontend_of(&next, frontend);
+            let value = frontend_of(&next, frontend).sealed(&self.keys, &key);
             if self.frontends.get(&key) != Some(&value) {
                 self.set_frontend_bit(&key, steps);
                 steps.frontends.push(Op::Frontend(key, value));

@@ -163,7 +163,7 @@ impl Memory {
                 AddressBits::frontend_bit(&keys(), &key.addr, key.port, key.protocol);
             assert_ne!(self.bits.words[word] & mask, 0, "the filter hides it");
             if key.is_any_port() {
-                assert_eq!(*frontend, Frontend::ANY_PORT);
+                assert_eq!(*frontend, Frontend::ANY_PORT.sealed(&keys(), key));
                 let served = |(other, value): (&FrontendKey, &Frontend)| {
                     other.addr == key.addr && value.kind == FrontendKind::ClusterIp as u8
                 };

@@ -128,7 +128,7 @@ pub fn find_frontend(
 ) -> Option<Frontend> {
     if tables.may_be_frontend(config, &to.addr, to.port, protocol) {
         let key = FrontendKey::exact(to.addr, to.port, protocol);
-        if let Some(frontend) = tables.frontend(&key) {
+        if let Some(frontend) = look_up(tables, config, &key) {
             return Some(frontend);
         }
     }
@@ -137,9 +137,26 @@ pub fn find_frontend(
         if local.flags & crate::table::LocalAddress::NODE_PORTS == 0 {
             return None;
         }
-        return tables.frontend(&FrontendKey::node_port(&to.addr, to.port, protocol));
+        let key = FrontendKey::node_port(&to.addr, to.port, protocol);
+        return look_up(tables, config, &key);
     }
     None
+}
+
+/// The frontend under `key`, if its value is of that key. One that was replaced under our eyes is
+/// looked up again; one that was removed is gone.
+#[inline(always)]
+pub(crate) fn look_up(
+    tables: &impl Tables,
+    config: &Config,
+    key: &FrontendKey,
+) -> Option<Frontend> {
+    let frontend = tables.frontend(key)?;
+    if frontend.is_of(&config.hash_keys, key) {
+        return Some(frontend);
+    }
+    let frontend = tables.frontend(key)?;
+    frontend.is_of(&config.hash_keys, key).then_some(frontend)
 }
 
 /// What becomes of a first packet to an address of services that is nobody's frontend
@@ -164,7 +181,7 @@ pub fn may_be_unserved(tables: &impl Tables, config: &Config, to: &Addr) -> bool
 #[inline(always)]
 pub fn unserved(tables: &impl Tables, config: &Config, to: &Addr) -> Option<Unserved> {
     let answer = if tables.may_be_frontend(config, to, Port(0), Protocol(0))
-        && tables.frontend(&FrontendKey::any_port(*to)).is_some()
+        && look_up(tables, config, &FrontendKey::any_port(*to)).is_some()
     {
         Unserved::Port
     } else if config.is_in_service_cidr(to) {

@@ -109,7 +109,7 @@ impl World {
         self.tables.bits.words[word] |= mask;
         self.tables
             .frontends
-            .insert(key, Frontend::new(SERVICE, kind));
+            .insert(key, Frontend::new(SERVICE, kind).sealed(&keys, &key));
     }
 
     fn decide(&self, kind: FrontendKind, source: &str) -> Decision {
@@ -410,6 +410,46 @@ fn the_filter_is_asked_first() {
     assert!(find_frontend(&world.tables, &world.tables.config, &to, Protocol::TCP).is_some());
     world.tables.bits = AddressBits::EMPTY;
     assert!(find_frontend(&world.tables, &world.tables.config, &to, Protocol::TCP).is_none());
+}
+
+#[test]
+fn a_value_of_another_frontend_is_not_believed() {
+    let mut world = World::new();
+    let kind = FrontendKind::ClusterIp;
+    let key = |last: u8| {
+        let addr = addr(&std::format!("10.96.0.{last}"));
+        FrontendKey::exact(addr, Port::new(443), Protocol::TCP)
+    };
+    world.add_frontend(key(1), kind);
+    world.add_frontend(key(2), kind);
+    let to = endpoint("10.96.0.1", 443);
+    let find = |world: &World| {
+        let config = &world.tables.config;
+        find_frontend(&world.tables, config, &to, Protocol::TCP)
+    };
+    let (ours, other) = (
+        world.tables.frontends[&key(1)],
+        world.tables.frontends[&key(2)],
+    );
+    assert_eq!(find(&world), Some(ours));
+    // The element was recycled for the other frontend, or is just being written for it.
+    let half_written = Frontend {
+        service: ServiceId(other.service.0 + 1),
+        ..ours
+    };
+    for recycled in [other, half_written] {
+        world.tables.frontends.insert(key(1), recycled);
+        assert_eq!(find(&world), None);
+    }
+}
+
+#[test]
+fn wildcards_of_the_two_families_have_seals_of_their_own() {
+    let keys = World::new().tables.config.hash_keys;
+    let of = |node: &str| FrontendKey::node_port(&addr(node), Port::new(30080), Protocol::TCP);
+    let frontend = Frontend::new(SERVICE, FrontendKind::NodePort).sealed(&keys, &of("10.0.0.1"));
+    assert!(frontend.is_of(&keys, &of("10.0.0.1")));
+    assert!(!frontend.is_of(&keys, &of("fd00::1")));
 }
 
 #[test]

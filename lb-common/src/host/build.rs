@@ -108,7 +108,8 @@ impl HostTables {
         kind: FrontendKind,
     ) {
         let key = FrontendKey::exact(end.addr, end.port, protocol);
-        self.frontends.insert(key, Frontend::new(service, kind));
+        let frontend = Frontend::new(service, kind).sealed(&self.config.hash_keys, &key);
+        self.frontends.insert(key, frontend);
         let bit = AddressBits::frontend_bit(&self.config.hash_keys, &end.addr, end.port, protocol);
         self.bits.words[bit.0] |= bit.1;
     }
@@ -124,6 +125,7 @@ impl HostTables {
         self.add_frontend(service, end, protocol, FrontendKind::LoadBalancer);
         let key = FrontendKey::exact(end.addr, end.port, protocol);
         let frontend = Frontend::new(service, FrontendKind::LoadBalancer).guarded();
+        let frontend = frontend.sealed(&self.config.hash_keys, &key);
         self.frontends.insert(key, frontend);
         self.ranges.extend(
             ranges
@@ -135,7 +137,8 @@ impl HostTables {
     /// Makes every undefined port of a `ClusterIP` be refused.
     pub fn add_any_port(&mut self, addr: Addr) {
         let key = FrontendKey::any_port(addr);
-        self.frontends.insert(key, Frontend::ANY_PORT);
+        let frontend = Frontend::ANY_PORT.sealed(&self.config.hash_keys, &key);
+        self.frontends.insert(key, frontend);
         let bit =
             AddressBits::frontend_bit(&self.config.hash_keys, &key.addr, key.port, key.protocol);
         self.bits.words[bit.0] |= bit.1;
@@ -144,8 +147,9 @@ impl HostTables {
     /// Adds a node port, for the family of `of`.
     pub fn add_node_port(&mut self, service: ServiceId, of: &Addr, port: Port, protocol: Protocol) {
         let key = FrontendKey::node_port(of, port, protocol);
-        self.frontends
-            .insert(key, Frontend::new(service, FrontendKind::NodePort));
+        let frontend = Frontend::new(service, FrontendKind::NodePort);
+        let frontend = frontend.sealed(&self.config.hash_keys, &key);
+        self.frontends.insert(key, frontend);
         let bit =
             AddressBits::frontend_bit(&self.config.hash_keys, &Addr::UNSPECIFIED, port, protocol);
         self.bits.words[bit.0] |= bit.1;

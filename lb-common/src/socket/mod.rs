@@ -16,7 +16,7 @@ pub use conversations::{AMBIGUOUS, ENTERED, FULL, IDLE_SECONDS, enter, place_of}
 pub use datagram::{recvmsg, sendmsg};
 
 use crate::addr::{Addr, BackendId, Endpoint, Protocol, ServiceId};
-use crate::balance::{Asker, Choice, Decision, Unserved, decide, find_frontend, unserved};
+use crate::balance::{Asker, Choice, Decision, Unserved, decide, find_frontend, look_up, unserved};
 use crate::env::{Env, Tables};
 use crate::feature::Feature;
 use crate::table::{
@@ -149,7 +149,8 @@ fn find<'t, T: SocketTables>(
         {
             return None;
         }
-        Some(tables.frontend(&FrontendKey::node_port(&to.addr, to.port, request.protocol))?)
+        let key = FrontendKey::node_port(&to.addr, to.port, request.protocol);
+        Some(look_up(tables, config, &key)?)
     } else {
         find_frontend(tables, config, to, request.protocol)
     };

@@ -5,6 +5,7 @@
 //! backend. Visible slots are never modified: a change writes a new window and publishes it.
 
 use crate::addr::{Addr, BackendId, Port, Protocol, ServiceId};
+use crate::hash::HashKeys;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// What a client asks for. IPv4 frontends are kept in IPv4-mapped form.
@@ -84,8 +85,10 @@ pub enum FrontendKind {
     NodePort = 4,
 }
 
-/// What a frontend leads to. Immutable once inserted: the kernel recycles hash elements under a
-/// reader, so nothing that changes may live here.
+/// What a frontend leads to. Immutable once inserted, and sealed: the kernel gives the element of a
+/// removed frontend to the next one at once, also while a program still looks at it. That program
+/// would send one service's client to another's endpoints; the seal tells it that the value is not
+/// of the key it asked for.
 #[derive(
     Clone, Copy, Debug, Default, Eq, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -97,29 +100,54 @@ pub struct Frontend {
     pub kind: u8,
     /// [`Frontend::GUARDED`].
     pub flags: u8,
-    /// Must be zero.
-    pub reserved: [u8; 2],
+    /// See [`Frontend::sealed`].
+    pub seal: [u8; 2],
 }
 
 impl Frontend {
     /// Only sources inside one of the service's [`SourceRange`](super::SourceRange)s may use it.
     pub const GUARDED: u8 = 1;
-    /// What is under [`FrontendKey::any_port`]: of no kind, and no service's.
+    /// What is under [`FrontendKey::any_port`]: of no kind, and no service's. Not yet sealed.
     pub const ANY_PORT: Self = Self {
         service: ServiceId(0),
         kind: 0,
         flags: 0,
-        reserved: [0; 2],
+        seal: [0; 2],
     };
 
-    /// A frontend of `kind` for `service`.
+    /// A frontend of `kind` for `service`, not yet sealed.
     pub const fn new(service: ServiceId, kind: FrontendKind) -> Self {
         Self {
             service,
             kind: kind as u8,
             flags: 0,
-            reserved: [0; 2],
+            seal: [0; 2],
         }
+    }
+
+    /// As it stands in the table under `key`.
+    #[must_use]
+    pub const fn sealed(self, keys: &HashKeys, key: &FrontendKey) -> Self {
+        Self {
+            seal: self.seal_of(keys, key).to_le_bytes(),
+            ..self
+        }
+    }
+
+    /// True if the value was inserted under `key`, as one piece.
+    #[inline(always)]
+    pub const fn is_of(&self, keys: &HashKeys, key: &FrontendKey) -> bool {
+        u16::from_le_bytes(self.seal) == self.seal_of(keys, key)
+    }
+
+    /// 16 bits of key and service together: two keys agree with probability 2^-16, on top of that of
+    /// the race; halves of two values of one key never fit.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "bits of a hash")]
+    const fn seal_of(&self, keys: &HashKeys, key: &FrontendKey) -> u16 {
+        // The filter has asked for the same hash just before.
+        let hash = (keys.hash(&key.addr, key.port, key.protocol) >> 48) as u16;
+        hash ^ self.service.0 as u16 ^ ((key.family as u16) << 12)
     }
 
     /// The same, open to the service's source ranges only.
