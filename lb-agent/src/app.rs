@@ -8,10 +8,14 @@ pub use durations::Durations;
 
 use crate::datapath::{Datapath, Fill, Options, StartError};
 use crate::model::State;
+use crate::model::report::HealthChecks;
 use crate::net;
+use crate::serve::health::Updates;
 use crate::source::Change;
 use agent::Agent;
 use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::SystemTime;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -42,6 +46,16 @@ pub struct Snapshot {
     pub writes: u64,
     /// Writes that failed so far; each was tried again.
     pub write_failures: u64,
+    /// When changes of IPv4 and IPv6 came and were served, for health.
+    pub updates: [Updates; 2],
+    /// The packet path is on the node's devices, as far as they are known.
+    pub attached: bool,
+    /// The Node object has nothing against new connections to this node.
+    pub node_eligible: bool,
+    /// The health check node ports that are due, and what they answer.
+    pub health_checks: Arc<HealthChecks>,
+    /// Where they are served; unspecified: on every address of the family.
+    pub health_addresses: Vec<IpAddr>,
     /// The last failure, until a write succeeds.
     pub last_error: Option<String>,
     /// What is refused now.

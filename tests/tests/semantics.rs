@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use lb_lab::{Place, PodNetwork};
 use lb_tests::stage::{ServiceSpec, Stage};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -204,6 +204,61 @@ fn the_disallowed_get_silence_and_the_allowed_a_refusal_where_nobody_serves() ->
         for vip in service.load_balancer_ips() {
             is_refused(stage.pod("b").place(), vip).context("allowed")?;
             is_dropped(stage, stage.client.place(), vip, "dropped_source_range")?;
+        }
+        Ok(())
+    })
+}
+
+/// Asks a health check node port: the status and the body.
+fn ask_health(from: &Place, server: SocketAddr) -> Result<(u16, String)> {
+    let text = from.call(|| {
+        let mut stream = TcpStream::connect_timeout(&server, lb_lab::client::PATIENCE)?;
+        stream.write_all(b"GET /whatever HTTP/1.1\r\nHost: lb\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    })?;
+    let status = text.split_whitespace().nth(1).unwrap_or_default().parse()?;
+    let body = text.rsplit("\r\n").next().unwrap_or_default();
+    Ok((status, body.to_owned()))
+}
+
+#[test]
+fn a_health_check_node_port_tells_which_nodes_have_endpoints_and_follows_them() -> Result<()> {
+    let service = ServiceSpec::new("web", 10, &["a", "b"])
+        .node_port(30080)
+        .load_balancer()
+        .with("externalTrafficPolicy: Local")
+        .with("healthCheckNodePort: 32000");
+    in_both_modes(std::slice::from_ref(&service), |stage, _| {
+        let outside = stage.client.place();
+        let until = |server: SocketAddr, wanted: (u16, usize)| -> Result<()> {
+            let body = format!(
+                "{{\"service\":{{\"namespace\":\"lab\",\"name\":\"web\"}},\
+                 \"localEndpoints\":{},\"serviceProxyHealthy\":true}}",
+                wanted.1
+            );
+            let mut last = None;
+            for _ in 0..200 {
+                let got = ask_health(outside, server).ok();
+                if got.as_ref() == Some(&(wanted.0, body.clone())) {
+                    return Ok(());
+                }
+                last = got;
+                std::thread::yield_now();
+            }
+            anyhow::bail!("{server}: expected {wanted:?}, got {last:?}")
+        };
+        for family in 0..2 {
+            until(stage.node_port(0, 32000)[family], (200, 2))?;
+            until(stage.node_port(1, 32000)[family], (503, 0))?;
+        }
+        let mut moved = service.clone();
+        moved.endpoints = vec!["c".to_owned()];
+        stage.apply(&moved)?;
+        for family in 0..2 {
+            until(stage.node_port(0, 32000)[family], (503, 0))?;
+            until(stage.node_port(1, 32000)[family], (200, 1))?;
         }
         Ok(())
     })

@@ -2,7 +2,8 @@
 
 use super::{AppError, Refusal, Snapshot};
 use crate::datapath::{Datapath, DeviceProblem};
-use crate::model::desired::ServicePortName;
+use crate::model::desired::{Family, ServicePortName};
+use crate::model::frontend::select_node_port_addresses;
 use crate::model::node::NodeFacts;
 use crate::model::{Dirty, State};
 use crate::net::Facts;
@@ -12,7 +13,9 @@ use k8s_openapi::jiff::Timestamp;
 use std::collections::{BTreeSet, VecDeque};
 use std::future::Future;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
@@ -204,7 +207,12 @@ impl Agent {
                 self.retry = Some((Instant::now() + pause, pause));
                 let error = format!("{:#}", anyhow::Error::from(error));
                 tracing::error!(error, ?pause, "a write failed; it will be tried again");
+                let waited = self.since.map_or(Duration::ZERO, |since| since.elapsed());
+                let since = SystemTime::now().checked_sub(waited);
                 self.snapshot.send_modify(|snapshot| {
+                    for updates in &mut snapshot.updates {
+                        updates.queued(since.unwrap_or(SystemTime::UNIX_EPOCH));
+                    }
                     snapshot.writes += done;
                     snapshot.write_failures += 1;
                     snapshot.last_error = Some(error);
@@ -223,11 +231,18 @@ impl Agent {
         let took = self.since.take().map(|since| since.elapsed());
         let triggers = std::mem::take(&mut self.triggers);
         let now = SystemTime::now();
+        let health_checks = took.map(|_| Arc::new(self.state.health_checks()));
         self.snapshot.send_modify(|snapshot| {
             snapshot.writes += done;
             snapshot.last_error = None;
+            if let Some(checks) = health_checks {
+                snapshot.health_checks = checks;
+            }
             if let Some(took) = took {
                 snapshot.last_sync = Some(now);
+                for updates in &mut snapshot.updates {
+                    updates.served(now);
+                }
                 snapshot.sync_duration.observe(took);
                 for at in triggers {
                     // A clock set back in between makes no negative latency.
@@ -297,8 +312,38 @@ impl Agent {
         for problem in &problems {
             tracing::warn!(device = problem.device, "{}", problem.message);
         }
+        let devices = self.datapath.device_names(&self.facts);
+        let attached = problems.is_empty() || !devices.is_empty();
+        let health_addresses = self.health_addresses();
+        let node_eligible = self.node.eligible;
         self.device_problems = problems;
+        self.snapshot.send_modify(|snapshot| {
+            snapshot.attached = attached;
+            snapshot.health_addresses = health_addresses;
+            snapshot.node_eligible = node_eligible;
+        });
         self.report();
+    }
+
+    /// Where health check node ports are served: where node ports are.
+    fn health_addresses(&self) -> Vec<IpAddr> {
+        let own: Vec<IpAddr> = (self.facts.addresses.iter())
+            .map(|address| address.address)
+            .collect();
+        let mut found = Vec::new();
+        for (family, all) in [
+            (Family::V4, IpAddr::from(Ipv4Addr::UNSPECIFIED)),
+            (Family::V6, IpAddr::from(Ipv6Addr::UNSPECIFIED)),
+        ] {
+            let options = self.state.options();
+            let chosen = select_node_port_addresses(options, &self.node, &own, family);
+            if chosen.match_all {
+                found.push(all);
+            } else {
+                found.extend(chosen.addresses);
+            }
+        }
+        found
     }
 
     fn configure(&mut self) {

@@ -147,7 +147,7 @@ mod tests {
             Problem::Unreachable,
             Problem::Failed,
         ];
-        let features = [Feature::Sctp, Feature::HealthCheckNodePort];
+        let features = [Feature::Sctp];
         let names = Reason::ALL
             .iter()
             .map(|reason| reason.name())

@@ -8,7 +8,9 @@ use crate::config::{Settings, SourceSettings};
 use crate::datapath::{Reader, StartError};
 use crate::model::State;
 use crate::model::node::NodeFacts;
-use crate::serve::{Answers, NodeMetrics, PinnedTables, Served, serve_health, serve_metrics};
+use crate::serve::{
+    Answers, NodeMetrics, PinnedTables, Served, serve_health, serve_metrics, serve_node_ports,
+};
 use crate::source::directory::{DirectorySource, Ranges};
 use crate::source::kube::KubeSource;
 use crate::source::kube::client::Servers;
@@ -86,6 +88,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         snapshot,
         shutdown.clone(),
     ));
+    tokio::spawn(serve_node_ports(snapshots.clone(), shutdown.clone()));
     // The note for `lb-agent status` is left only by an agent that came to hold the lock.
     let note = tokio::spawn(leave_note(
         settings,

@@ -20,7 +20,13 @@ pub struct NodeFacts {
     pub addresses: Vec<IpAddr>,
     /// `spec.podCIDRs`.
     pub pod_cidrs: Vec<IpNet>,
+    /// Load balancers may send new connections here: the node is not being deleted, neither by the
+    /// API server nor soon by the cluster autoscaler (section 12). True for a node nobody knows.
+    pub eligible: bool,
 }
+
+/// The autoscaler will delete a node with a taint of this key, whatever its effect.
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
 impl NodeFacts {
     /// A node of which only the name is known yet. The name is trimmed and lower-cased, as
@@ -28,6 +34,7 @@ impl NodeFacts {
     pub fn named(name: &str) -> Self {
         Self {
             name: name.trim().to_lowercase(),
+            eligible: true,
             ..Self::default()
         }
     }
@@ -63,7 +70,12 @@ impl NodeFacts {
                     .and_then(address::parse_prefix),
             );
         }
+        let taints = spec
+            .and_then(|spec| spec.taints.as_deref())
+            .unwrap_or_default();
         Self {
+            eligible: node.metadata.deletion_timestamp.is_none()
+                && !taints.iter().any(|taint| taint.key == TO_BE_DELETED),
             name: node.metadata.name.clone().unwrap_or_default(),
             zone,
             addresses: of_type("InternalIP").chain(of_type("ExternalIP")).collect(),

@@ -131,8 +131,6 @@ impl fmt::Display for Refusal {
 pub enum Feature {
     /// Ports with protocol SCTP.
     Sctp,
-    /// `healthCheckNodePort`.
-    HealthCheckNodePort,
 }
 
 impl Feature {
@@ -140,7 +138,6 @@ impl Feature {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Sctp => "sctp",
-            Self::HealthCheckNodePort => "health_check_node_port",
         }
     }
 }
@@ -158,9 +155,6 @@ impl fmt::Display for NotServed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let consequence = match self.feature {
             Feature::Sctp => "SCTP is not yet served: packets to its SCTP ports are left alone",
-            Feature::HealthCheckNodePort => {
-                "healthCheckNodePort is not yet served: an external load balancer's probes of that port are not answered"
-            }
         };
         write!(f, "Service {}: {consequence}", self.service)
     }

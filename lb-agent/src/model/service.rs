@@ -118,15 +118,7 @@ impl Service {
             .ports
             .iter()
             .any(|port| port.protocol == Protocol::SCTP);
-        [
-            (sctp, Feature::Sctp),
-            (
-                self.health_check_node_port != 0,
-                Feature::HealthCheckNodePort,
-            ),
-        ]
-        .into_iter()
-        .filter_map(|(asked, feature)| asked.then_some(feature))
+        sctp.then_some(Feature::Sctp).into_iter()
     }
 }
 

@@ -29,6 +29,8 @@ pub struct State {
     pub(super) options: Options,
     pub(super) node: NodeFacts,
     pub(super) services: BTreeMap<Arc<ObjectName>, Service>,
+    /// Those of them with a health check port.
+    pub(super) health_checked: BTreeSet<Arc<ObjectName>>,
     pub(super) slices: HashMap<Arc<ObjectName>, Slice>,
     /// The slices of each service, in the order of their names.
     pub(super) slices_of: HashMap<Arc<ObjectName>, BTreeSet<Arc<ObjectName>>>,
@@ -56,6 +58,7 @@ impl State {
             options,
             node,
             services: BTreeMap::new(),
+            health_checked: BTreeSet::new(),
             slices: HashMap::new(),
             slices_of: HashMap::new(),
             claims: Claims::default(),
@@ -220,11 +223,15 @@ impl State {
             self.unindex_service(name, &old, &mut touched);
         }
         self.not_served.remove(name);
+        self.health_checked.remove(name);
         if let Some(new) = new {
             self.index_service(name, &new, &mut touched);
             let lacking: Box<[Feature]> = new.not_served().collect();
             if !lacking.is_empty() {
                 self.not_served.insert(Arc::clone(name), lacking);
+            }
+            if new.health_check_node_port != 0 {
+                self.health_checked.insert(Arc::clone(name));
             }
             self.services.insert(Arc::clone(name), new);
         }

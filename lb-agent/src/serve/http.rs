@@ -2,7 +2,7 @@
 
 use crate::app::Snapshot;
 use crate::serve::collector::{Answers, NodeMetrics, TableView};
-use crate::serve::health::Health;
+use crate::serve::health::{Health, LATE, Question};
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -55,10 +55,14 @@ impl<T: TableView> Served<T> {
         Ok(page)
     }
 
-    fn health(&self, answers: impl Fn(&NodeMetrics<T>) -> &Answers) -> Response {
+    fn health(&self, question: Question) -> Response {
         let snapshot: &watch::Receiver<Snapshot> = &self.metrics.snapshot;
-        let health = Health::of(&snapshot.borrow(), SystemTime::now());
-        answers(&self.metrics).count(health.status());
+        let health = Health::of(question, &snapshot.borrow(), SystemTime::now(), LATE);
+        let answers: &Answers = match question {
+            Question::Healthz => &self.metrics.healthz,
+            Question::Livez => &self.metrics.livez,
+        };
+        answers.count(health.status());
         let status =
             StatusCode::from_u16(health.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let headers = [
@@ -113,11 +117,11 @@ pub async fn serve_health<T: TableView>(
     let router = Router::new()
         .route(
             "/healthz",
-            get(|State(served): State<Served<T>>| async move { served.health(|m| &m.healthz) }),
+            get(|State(served): State<Served<T>>| async move { served.health(Question::Healthz) }),
         )
         .route(
             "/livez",
-            get(|State(served): State<Served<T>>| async move { served.health(|m| &m.livez) }),
+            get(|State(served): State<Served<T>>| async move { served.health(Question::Livez) }),
         )
         .with_state(served);
     loop {

@@ -4,6 +4,7 @@ use super::*;
 use crate::app::{Refusal, Snapshot};
 use crate::datapath::{Fill, ReadError};
 use crate::serve::catalog::{ALL, Metric};
+use crate::serve::health::Updates;
 use crate::serve::testing::{empty_service, web_service};
 use lb_common::verdict::Reason;
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,8 +38,17 @@ fn reading() -> Reading {
     }
 }
 
+fn served_once() -> Updates {
+    let mut updates = Updates::default();
+    updates.served(std::time::SystemTime::UNIX_EPOCH);
+    updates
+}
+
 fn snapshot() -> Snapshot {
     let mut snapshot = Snapshot {
+        attached: true,
+        node_eligible: true,
+        updates: [served_once(); 2],
         synced: true,
         last_sync: Some(UNIX_EPOCH + Duration::from_secs(1_000_000_000)),
         refusals: vec![Refusal {
@@ -48,7 +58,7 @@ fn snapshot() -> Snapshot {
         }],
         not_served: vec![Refusal {
             object: "default/web".to_owned(),
-            reason: "health_check_node_port".to_owned(),
+            reason: "another_feature".to_owned(),
             message: "a sentence".to_owned(),
         }],
         probe: Some(Ok(())),
@@ -117,7 +127,7 @@ fn services_are_counted_by_path() {
         "kubeproxy_sync_proxy_rules_duration_seconds_count 1".to_owned(),
         r#"kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="0.001"} 1"#.to_owned(),
         r#"kubeproxy_network_programming_duration_seconds_bucket{le="0.005"} 1"#.to_owned(),
-        r#"lb_not_served{what="health_check_node_port"} 1"#.to_owned(),
+        r#"lb_not_served{what="another_feature"} 1"#.to_owned(),
         "kubeproxy_sync_proxy_rules_last_timestamp_seconds 1000000000.0".to_owned(),
     ] {
         assert!(

@@ -5,6 +5,7 @@
 mod affinity;
 mod answer;
 mod endpoints;
+mod health;
 mod lifetime;
 mod node;
 mod outcome;
@@ -112,7 +113,7 @@ const SECTIONS: [Section; 14] = [
     ),
     section(
         "healthServerCases",
-        tracking::health_server,
+        health::run,
         &[
             "kind",
             "family",

@@ -88,13 +88,3 @@ pub(super) fn conntrack(_case: &Value) -> Outcome {
         "it is about entries of nf_conntrack (section 10.1), which service traffic does not depend on here; UDP flows of a removed backend move with their next packet".to_owned(),
     )
 }
-
-/// `healthServerCases`: sections 11 and 12.
-pub(super) fn health_server(case: &Value) -> Outcome {
-    Outcome::Skipped(match case["kind"].as_str() {
-        Some("proxyHealth") => {
-            "kube-proxy's /healthz and /livez by age of changes (section 12) are not yet served; /healthz tells of the first sync and a probe through the programs".to_owned()
-        }
-        _ => "healthCheckNodePort servers (section 11) are not yet served".to_owned(),
-    })
-}

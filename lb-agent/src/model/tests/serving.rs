@@ -220,7 +220,7 @@ fn what_is_not_served_says_so_once() {
         ],
     })));
     let features: Vec<Feature> = state.not_served().iter().map(|one| one.feature).collect();
-    assert_eq!(features, [Feature::Sctp, Feature::HealthCheckNodePort]);
+    assert_eq!(features, [Feature::Sctp]);
     state.apply(load_balancer(json!({})));
     assert!(state.not_served().is_empty());
 }
@@ -293,4 +293,62 @@ fn an_address_that_is_external_and_a_load_balancers_is_guarded() {
         "loadBalancerSourceRanges": ["203.0.113.0/24"],
     })));
     assert!(frontends(&state, "web").contains(&format!("LoadBalancer {LB}:80")));
+}
+
+#[test]
+fn a_health_check_port_counts_the_ready_addresses_of_this_node_over_all_ports() {
+    let mut state = state();
+    let local = |port: u16| {
+        load_balancer(json!({
+            "externalTrafficPolicy": "Local", "healthCheckNodePort": port,
+            "ports": [{"name": "http", "port": 80}, {"name": "also", "port": 81}],
+        }))
+    };
+    let check = |state: &State| {
+        let checks = state.health_checks();
+        assert!(checks.len() <= 1, "{checks:?}");
+        checks
+            .get(&(named("web"), Family::V4))
+            .map(|check| (check.port, check.local_ready))
+    };
+    state.apply(local(32000));
+    assert_eq!(check(&state), Some((32000, 0)));
+    let endpoints = json!([
+        ready("10.0.0.1", "here"),
+        ready("10.0.0.2", "here"),
+        ready("10.0.0.3", "there"),
+        terminating("10.0.0.4", "here"),
+    ]);
+    state.apply(slice("s", "web", endpoints.clone()));
+    // The same addresses on another port count once.
+    state.apply(slice_object(json!({
+        "metadata": {"namespace": "ns", "name": "t",
+            "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": "IPv4", "ports": [{"name": "also", "port": 8081}],
+        "endpoints": endpoints,
+    })));
+    assert_eq!(check(&state), Some((32000, 2)));
+    state.apply(local(32001));
+    assert_eq!(check(&state), Some((32001, 2)), "another port");
+    state.apply(load_balancer(json!({"healthCheckNodePort": 32001})));
+    assert_eq!(check(&state), None, "policy Cluster has none");
+    state.apply(local(32001));
+    state.apply(Change::Delete(Kind::Service, named("web")));
+    assert_eq!(check(&state), None, "the service is gone");
+}
+
+#[test]
+fn a_node_that_is_about_to_be_deleted_is_not_eligible() {
+    let mut state = state();
+    let mut eligible = |spec: Value, deleted: Option<&str>| {
+        let metadata = json!({"name": "here", "deletionTimestamp": deleted});
+        state.apply(node_object(json!({"metadata": metadata, "spec": spec})));
+        state.node().eligible
+    };
+    let taint = |key: &str| json!({"taints": [{"key": key, "effect": "PreferNoSchedule"}]});
+    assert!(eligible(json!({}), None));
+    assert!(eligible(taint("node.kubernetes.io/unschedulable"), None));
+    assert!(!eligible(taint("ToBeDeletedByClusterAutoscaler"), None));
+    assert!(!eligible(json!({}), Some("2026-01-01T00:00:00Z")));
+    assert!(eligible(json!({}), None), "it may be taken back");
 }
