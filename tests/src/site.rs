@@ -77,6 +77,17 @@ impl Site {
         fs::rename(&fresh, &path).with_context(|| format!("cannot write {}", path.display()))
     }
 
+    /// A Service at [`socket`]`(number)` with these pods as endpoints.
+    pub fn web(&self, name: &str, number: u8, pods: &[&str]) -> String {
+        let addresses: Vec<String> = pods.iter().map(|p| self.pod(p).v4().to_string()).collect();
+        let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+        format!(
+            "{}---\n{}",
+            service(name, &at(number)),
+            slice(name, &addresses)
+        )
+    }
+
     /// Starts the agent on the directory and waits for its health.
     pub fn start(&mut self, flags: &str) -> Result<()> {
         let options = AgentOptions::manifests(&self.directory())
@@ -293,6 +304,16 @@ impl Steady {
         let count = self.process.wait()?;
         count.parse().context("the client counted nothing")
     }
+}
+
+/// The line of a Service's spec that gives it the ClusterIP 10.96.1.N.
+pub fn at(number: u8) -> String {
+    format!("  clusterIP: 10.96.1.{number}\n")
+}
+
+/// The socket of the Service [`at`] this ClusterIP.
+pub fn socket(number: u8) -> SocketAddr {
+    SocketAddr::from(([10, 96, 1, number], 80))
 }
 
 /// A Service with one TCP port 80 and further lines of its `spec` (indented by two).

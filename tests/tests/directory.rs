@@ -2,39 +2,22 @@
 //! agent is the real one, the clients and servers are real.
 
 use anyhow::{Context, Result, ensure};
-use lb_tests::site::{Site, pod_manifest, service, slice};
+use lb_tests::site::{Site, at, pod_manifest, service, slice, socket};
 use std::fs;
 use std::net::SocketAddr;
-
-/// A fixed ClusterIP for the Service's spec.
-fn at(number: u8) -> String {
-    format!("  clusterIP: 10.96.1.{number}\n")
-}
-
-fn socket(number: u8) -> SocketAddr {
-    SocketAddr::from(([10, 96, 1, number], 80))
-}
-
-/// A Service at 10.96.1.N on these pods.
-fn web(site: &Site, name: &str, number: u8, pods: &[&str]) -> String {
-    let addresses: Vec<String> = pods.iter().map(|p| site.pod(p).v4().to_string()).collect();
-    let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
-    let (service, slice) = (service(name, &at(number)), slice(name, &addresses));
-    format!("{service}---\n{slice}")
-}
 
 #[test]
 fn creating_editing_and_deleting_a_file_changes_the_traffic_at_once() -> Result<()> {
     let mut site = Site::new(&["a", "b"])?;
     site.start("")?;
     for round in 0..3 {
-        site.write("web.yaml", web(&site, "web", 1, &["a"]))?;
+        site.write("web.yaml", site.web("web", 1, &["a"]))?;
         site.await_answer(socket(1), "a")
             .with_context(|| format!("created in round {round}"))?;
         // Written in place, as editors that keep the inode do.
         fs::write(
             site.directory().join("web.yaml"),
-            web(&site, "web", 1, &["b"]),
+            site.web("web", 1, &["b"]),
         )?;
         site.await_answer(socket(1), "b")?;
         fs::rename(
@@ -122,7 +105,7 @@ fn cluster_ips_and_node_ports_are_assigned_stay_over_restarts_and_are_shown() ->
 fn an_out_of_range_or_duplicate_node_port_is_refused_in_kubectls_words() -> Result<()> {
     let mut site = Site::new(&["a"])?;
     let port = |name: &str, number: u16, port: u32| {
-        let text = web(&site, name, u8::try_from(number).unwrap_or(0), &["a"]);
+        let text = site.web(name, u8::try_from(number).unwrap_or(0), &["a"]);
         text.replace("spec:\n", "spec:\n  type: NodePort\n")
             .replace("port: 80,", &format!("port: 80, nodePort: {port},"))
     };
@@ -255,7 +238,7 @@ fn other_kinds_are_ignored_with_one_line_each() -> Result<()> {
     };
     let text = [
         other("Deployment", "one"),
-        web(&site, "web", 1, &["a"]),
+        site.web("web", 1, &["a"]),
         other("Deployment", "two"),
         other("StatefulSet", "three"),
     ];
@@ -265,7 +248,7 @@ fn other_kinds_are_ignored_with_one_line_each() -> Result<()> {
     // Touched, not changed: nothing is said again.
     for _ in 0..3 {
         site.write("all.yaml", text.join("---\n"))?;
-        site.write("more.yaml", web(&site, "more", 2, &["a"]))?;
+        site.write("more.yaml", site.web("more", 2, &["a"]))?;
         site.await_answer(socket(2), "a")?;
         fs::remove_file(site.directory().join("more.yaml"))?;
         site.await_silence(socket(2))?;
@@ -283,7 +266,7 @@ fn other_kinds_are_ignored_with_one_line_each() -> Result<()> {
 fn yaml_and_json_with_several_documents_comments_crlf_and_a_byte_order_mark_are_read() -> Result<()>
 {
     let mut site = Site::new(&["a"])?;
-    let plain = |name: &str, number: u8| web(&site, name, number, &["a"]);
+    let plain = |name: &str, number: u8| site.web(name, number, &["a"]);
     let json = |name: &str, number: u8| -> String {
         let a = site.pod("a").v4();
         format!(

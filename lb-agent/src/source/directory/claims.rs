@@ -185,7 +185,12 @@ impl Claims {
                     self.replace(&path, &mut file, BTreeMap::new(), &mut touched.objects);
                 }
                 Edit::Unreadable(reason) => {
-                    let sentence = format!("cannot be read: {reason}; what it held stays");
+                    let stays = if file.documents.is_empty() {
+                        ""
+                    } else {
+                        "; what it held stays"
+                    };
+                    let sentence = format!("cannot be read: {reason}{stays}");
                     file.problems
                         .push(whole_file(Problem::Unreadable, &path, sentence));
                     self.files.insert(path.clone(), file);

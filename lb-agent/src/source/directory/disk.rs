@@ -144,7 +144,11 @@ impl Disk {
         for path in std::mem::take(&mut self.pending) {
             edits.extend(self.read(&path).map(|edit| (path, edit)));
         }
-        self.expire(now, &mut edits)?;
+        if let Err(error) = self.expire(&mut edits)
+            && edits.is_empty()
+        {
+            return Err(error);
+        }
         // What somebody began to write while it was read is read again when they are done.
         self.drain(events);
         for path in self.writing.keys().chain(&self.pending) {
@@ -285,6 +289,11 @@ impl Disk {
                 continue;
             }
             let Ok(meta) = fs::metadata(&path) else {
+                // A symbolic link that leads nowhere; the first listing must name it.
+                let wait = if self.listed { SETTLE } else { Duration::ZERO };
+                self.vanished
+                    .entry(path)
+                    .or_insert_with(|| Instant::now() + wait);
                 continue;
             };
             if self.seen.get(&path) != Some(&Stamp::of(&meta)) && !self.writing.contains_key(&path)
@@ -350,7 +359,8 @@ impl Disk {
 
     /// Gives up files that did not come back. A name that leads nowhere is not a deleted file:
     /// half of a symlink swap looks like that.
-    fn expire(&mut self, now: Instant, edits: &mut BTreeMap<PathBuf, Edit>) -> io::Result<()> {
+    fn expire(&mut self, edits: &mut BTreeMap<PathBuf, Edit>) -> io::Result<()> {
+        let now = Instant::now();
         let expired: Vec<_> = self
             .vanished
             .iter()
