@@ -106,6 +106,12 @@ impl State {
                 Dirty::new()
             }
             Change::Apply(object) => self.apply_object(&object),
+            Change::Keep(kind, name) => {
+                if let Some(listed) = self.listings.get_mut(&kind) {
+                    listed.insert(name);
+                }
+                Dirty::new()
+            }
             Change::Delete(kind, name) => {
                 if let Some(listed) = self.listings.get_mut(&kind) {
                     listed.remove(&name);

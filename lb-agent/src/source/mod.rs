@@ -40,13 +40,15 @@ pub enum Object {
 }
 
 /// One step of a source. A listing is `Restart`, any number of `Apply`, `Complete`: what was known
-/// and not applied again in between is gone. Outside a listing, `Apply` and `Delete` come singly.
+/// and neither applied again nor kept in between is gone. Outside a listing, `Apply` and `Delete` come singly.
 #[derive(Clone, Debug)]
 pub enum Change {
     /// A complete listing of this kind begins.
     Restart(Kind),
     /// The object exists and looks like this.
     Apply(Object),
+    /// The object exists and cannot be read: what is known of it stays.
+    Keep(Kind, ObjectName),
     /// The object is gone. A Node's namespace is empty.
     Delete(Kind, ObjectName),
     /// The listing of this kind is complete.
@@ -60,6 +62,8 @@ pub enum Problem {
     Refused,
     /// A file that does not parse; its last good objects stay.
     Unparsable,
+    /// An object of the API that does not decode; what is known of it stays.
+    Undecodable,
     /// A file or directory that cannot be read; what it held stays.
     Unreadable,
     /// The same object in two files; the first by path is taken.
@@ -80,6 +84,7 @@ impl Problem {
         match self {
             Self::Refused => "refused",
             Self::Unparsable => "unparsable",
+            Self::Undecodable => "undecodable",
             Self::Unreadable => "unreadable",
             Self::Duplicate => "duplicate",
             Self::Ignored => "ignored",

@@ -92,3 +92,15 @@ fn trigger_times_are_handed_out_once_and_only_for_changes_after_the_start() {
         "a removal is not measured"
     );
 }
+
+#[test]
+fn what_a_listing_names_without_being_readable_stays_as_it_was() {
+    let mut state = state();
+    let web = service("web", json!({"clusterIP": "10.96.0.1"}));
+    let name = http("web").service;
+    state.apply(web);
+    state.apply(Change::Restart(Kind::Service));
+    assert!(state.apply(Change::Keep(Kind::Service, name)).is_empty());
+    assert!(state.apply(Change::Complete(Kind::Service)).is_empty());
+    assert!(state.desired(&http("web")).is_some());
+}

@@ -41,6 +41,7 @@ fn told(changes: &[Change]) -> Vec<String> {
     let word = |change: &Change| match change {
         Change::Restart(kind) => format!("restart {kind:?}"),
         Change::Complete(kind) => format!("complete {kind:?}"),
+        Change::Keep(kind, name) => format!("keep {kind:?} {}", name.name),
         Change::Delete(kind, name) => format!("delete {kind:?} {}", name.name),
         Change::Apply(Object::Service(object)) => {
             format!("apply Service {}", object.metadata.name.as_ref().unwrap())

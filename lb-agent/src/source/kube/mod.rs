@@ -1,6 +1,7 @@
 //! The Kubernetes API as the source: four watches, each with its own clock, one stream of changes.
 
 pub mod client;
+mod guard;
 pub mod trouble;
 mod watch;
 
@@ -81,10 +82,6 @@ impl Watched for Services {
         service.metadata.managed_fields = None;
         vec![Change::Apply(Object::Service(Box::new(service)))]
     }
-
-    fn deleted(&mut self, service: &Service) -> Vec<Change> {
-        vec![Change::Delete(Kind::Service, name_of(&service.metadata))]
-    }
 }
 
 /// EndpointSlices of Services that are not headless.
@@ -100,19 +97,14 @@ impl Watched for Slices {
         slice.metadata.managed_fields = None;
         vec![Change::Apply(Object::EndpointSlice(Box::new(slice)))]
     }
-
-    fn deleted(&mut self, slice: &EndpointSlice) -> Vec<Change> {
-        vec![Change::Delete(
-            Kind::EndpointSlice,
-            name_of(&slice.metadata),
-        )]
-    }
 }
 
 /// Endpoints, told as slices.
 #[derive(Default)]
 struct OldEndpoints {
     told: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
+    /// What was told before the listing that is under way.
+    before: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
 }
 
 impl Watched for OldEndpoints {
@@ -122,7 +114,11 @@ impl Watched for OldEndpoints {
     const LABELS: Option<&'static str> = Some("!service.kubernetes.io/headless");
 
     fn restarted(&mut self) {
-        self.told.clear();
+        self.before.append(&mut self.told);
+    }
+
+    fn completed(&mut self) {
+        self.before.clear();
     }
 
     fn applied(&mut self, endpoints: Endpoints) -> Vec<Change> {
@@ -140,11 +136,18 @@ impl Watched for OldEndpoints {
         changes
     }
 
-    fn deleted(&mut self, endpoints: &Endpoints) -> Vec<Change> {
-        let gone = self
-            .told
-            .remove(&name_of(&endpoints.metadata))
-            .unwrap_or_default();
+    fn undecodable(&mut self, name: ObjectName) -> Vec<Change> {
+        if let Some(slices) = self.before.remove(&name) {
+            self.told.insert(name.clone(), slices);
+        }
+        let known = self.told.get(&name).into_iter().flatten();
+        known
+            .map(|slice| Change::Keep(Kind::EndpointSlice, slice.clone()))
+            .collect()
+    }
+
+    fn deleted(&mut self, name: ObjectName) -> Vec<Change> {
+        let gone = self.told.remove(&name).unwrap_or_default();
         gone.into_iter()
             .map(|name| Change::Delete(Kind::EndpointSlice, name))
             .collect()
@@ -171,10 +174,6 @@ impl Watched for OwnNode {
             status.images = None;
         }
         vec![Change::Apply(Object::Node(Box::new(node)))]
-    }
-
-    fn deleted(&mut self, node: &Node) -> Vec<Change> {
-        vec![Change::Delete(Kind::Node, name_of(&node.metadata))]
     }
 }
 

@@ -35,6 +35,7 @@ impl Running {
             let (kind, told) = match change.expect("a change in time").expect("a running source") {
                 Change::Restart(kind) => (kind, "restart".to_owned()),
                 Change::Complete(kind) => (kind, "complete".to_owned()),
+                Change::Keep(kind, name) => (kind, format!("keep {name}")),
                 Change::Delete(kind, name) => (kind, format!("delete {name}")),
                 Change::Apply(Object::Service(object)) => (
                     Kind::Service,
@@ -342,4 +343,48 @@ async fn only_the_own_node_is_watched() {
     for expected in ["restart", "apply here", "complete"] {
         assert_eq!(running.next(Kind::Node).await, expected);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_that_does_not_decode_stays_as_it_was_and_stops_no_other() {
+    let (client, requests) = mock();
+    let mut bad = service("bad");
+    bad["spec"] = json!({"ports": "80"});
+    let mut watches = 0;
+    serve(requests, move |query| {
+        if !is_services(query) {
+            return Answer::Hang;
+        }
+        watches += 1;
+        match watches {
+            1 => Answer::Events(vec![
+                added(&service("a")),
+                added(&bad),
+                added(&service("c")),
+                end_of_list("Service", "v1"),
+                json!({"type": "MODIFIED", "object": service("bad")}),
+            ]),
+            _ => Answer::Hang,
+        }
+    });
+    let mut running = start(vec![client], false);
+    for expected in [
+        "restart",
+        "apply n/a",
+        "keep n/bad",
+        "apply n/c",
+        "complete",
+        "apply n/bad",
+    ] {
+        assert_eq!(running.next(Kind::Service).await, expected);
+    }
+    let (problem, sentence) = running.said().await;
+    assert_eq!(problem, Problem::Undecodable);
+    assert!(
+        sentence.starts_with("Service n/bad cannot be decoded: invalid type: string \"80\""),
+        "{sentence}"
+    );
+    let report = running.reports.recv().await.unwrap();
+    let object = "Service n/bad".to_owned();
+    assert_eq!(report, Report::Resolved { object, file: None });
 }

@@ -1,17 +1,22 @@
 //! One watch that never gives up: strategy, waiting, fail-over, and telling people.
 
 use super::client::Servers;
+use super::guard::Guarded;
+use super::name_of;
 use super::trouble::{Meaning, sentence};
+use crate::model::desired::ObjectName;
 use crate::source::backoff::Backoff;
-use crate::source::{Change, Kind, Report, SourceRefusal};
+use crate::source::{Change, Kind, Problem, Report, SourceRefusal};
 use futures::StreamExt;
 use kube::runtime::watcher::{self, Event, InitialListStrategy, ListSemantic, watcher};
-use kube::{Api, Client};
+use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch as tokio_watch};
 
 /// The server ends a watch after this: a silently dead one does not outlive it.
 const WATCH_SECONDS: u32 = 240;
@@ -44,11 +49,21 @@ pub(super) trait Watched {
     /// A listing begins.
     fn restarted(&mut self) {}
 
+    /// The listing is complete.
+    fn completed(&mut self) {}
+
+    /// An object exists and does not decode.
+    fn undecodable(&mut self, name: ObjectName) -> Vec<Change> {
+        vec![Change::Keep(Self::KIND, name)]
+    }
+
     /// An object exists.
     fn applied(&mut self, resource: Self::Resource) -> Vec<Change>;
 
     /// An object is gone.
-    fn deleted(&mut self, resource: &Self::Resource) -> Vec<Change>;
+    fn deleted(&mut self, name: ObjectName) -> Vec<Change> {
+        vec![Change::Delete(Self::KIND, name)]
+    }
 }
 
 /// What every watch needs.
@@ -81,6 +96,9 @@ struct Progress {
     strategy: Strategy,
     backoff: Backoff,
     said: Option<String>,
+    /// Objects that do not decode, and those of them that the listing under way has not named yet.
+    undecodable: BTreeSet<ObjectName>,
+    unlisted: BTreeSet<ObjectName>,
 }
 
 impl Watch {
@@ -93,6 +111,8 @@ impl Watch {
             },
             backoff: Backoff::default(),
             said: None,
+            undecodable: BTreeSet::new(),
+            unlisted: BTreeSet::new(),
         };
         while let Left::Reopen = self.stream(&mut watched, &mut progress).await {}
     }
@@ -101,7 +121,8 @@ impl Watch {
         let Some((number, server, client)) = self.servers.current() else {
             return Left::Closed;
         };
-        let api: Api<W::Resource> = api(client);
+        let (answered, mut answers) = tokio_watch::channel(());
+        let api: Api<Guarded<W::Resource>> = Api::all(noting(client, answered));
         let mut stream = pin!(watcher(api, config(watched, progress.strategy)));
         let mut listing = false;
         loop {
@@ -114,7 +135,17 @@ impl Watch {
                 },
                 stream.next(),
             );
-            let event = match next.await {
+            let next = tokio::select! {
+                next = next => next,
+                // A watch that goes on where it was says nothing until something changes.
+                Ok(()) = answers.changed(), if progress.said.is_some() => {
+                    if !self.resolved::<W>(progress).await {
+                        return Left::Closed;
+                    }
+                    continue;
+                }
+            };
+            let event = match next {
                 Ok(Some(event)) => event,
                 Ok(None) => return Left::Reopen,
                 Err(_) => {
@@ -139,6 +170,8 @@ impl Watch {
             if progress.strategy.give_up(&error) {
                 return Left::Reopen;
             }
+            // What was answered before is no proof of what comes after.
+            answers.mark_unchanged();
             if !self.trouble::<W>(&error, server, progress).await {
                 return Left::Closed;
             }
@@ -148,7 +181,10 @@ impl Watch {
                 () = tokio::time::sleep(progress.backoff.next_wait()) => {}
                 () = self.changes.closed() => return Left::Closed,
             }
-            if other {
+            // kube's watcher lists anew when it is told 410 in a watch, but not when the server
+            // refuses to begin one: it would ask for ever.
+            let refused = matches!(error, watcher::Error::WatchStartFailed(_));
+            if other || refused && Meaning::of(&error) == Meaning::Expired {
                 return Left::Reopen;
             }
         }
@@ -157,38 +193,41 @@ impl Watch {
     /// Passes an event on. False if nobody listens.
     async fn take<W: Watched>(
         &self,
-        event: Event<W::Resource>,
+        event: Event<Guarded<W::Resource>>,
         watched: &mut W,
         progress: &mut Progress,
     ) -> bool {
         // `Init` proves nothing: in list mode each failing attempt begins with it.
         if matches!(event, Event::InitDone | Event::Apply(_) | Event::Delete(_)) {
             progress.backoff.reset();
-            if progress.said.take().is_some() {
-                let resolved = Report::Resolved {
-                    object: object::<W>(),
-                    file: None,
-                };
-                if self.reports.send(resolved).await.is_err() {
-                    return false;
-                }
+            if !self.resolved::<W>(progress).await {
+                return false;
             }
         }
-        let changes = match event {
-            Event::Init => {
-                watched.restarted();
-                vec![Change::Restart(W::KIND)]
+        let (changes, reports) = progress.read(event, watched);
+        for report in reports {
+            if self.reports.send(report).await.is_err() {
+                return false;
             }
-            Event::InitDone => vec![Change::Complete(W::KIND)],
-            Event::InitApply(resource) | Event::Apply(resource) => watched.applied(resource),
-            Event::Delete(resource) => watched.deleted(&resource),
-        };
+        }
         for change in changes {
             if self.changes.send(change).await.is_err() {
                 return false;
             }
         }
         true
+    }
+
+    /// Tells that the trouble is over, if there was one. False if nobody listens.
+    async fn resolved<W: Watched>(&self, progress: &mut Progress) -> bool {
+        if progress.said.take().is_none() {
+            return true;
+        }
+        let resolved = Report::Resolved {
+            object: object::<W>(),
+            file: None,
+        };
+        self.reports.send(resolved).await.is_ok()
     }
 
     /// Tells a trouble once for as long as it lasts. False if nobody listens.
@@ -221,13 +260,89 @@ impl Watch {
     }
 }
 
+impl Progress {
+    /// What an event means, and what there is to say of it.
+    fn read<W: Watched>(
+        &mut self,
+        event: Event<Guarded<W::Resource>>,
+        watched: &mut W,
+    ) -> (Vec<Change>, Vec<Report>) {
+        match event {
+            Event::Init => {
+                watched.restarted();
+                self.unlisted.clone_from(&self.undecodable);
+                (vec![Change::Restart(W::KIND)], Vec::new())
+            }
+            Event::InitDone => {
+                watched.completed();
+                let gone = std::mem::take(&mut self.unlisted);
+                let reports = gone.iter().filter_map(|name| self.decodes::<W>(name));
+                (vec![Change::Complete(W::KIND)], reports.collect())
+            }
+            Event::InitApply(Guarded::Object(resource))
+            | Event::Apply(Guarded::Object(resource)) => {
+                let resolved = self.decodes::<W>(&name_of(resource.meta()));
+                (watched.applied(resource), resolved.into_iter().collect())
+            }
+            Event::InitApply(Guarded::Undecodable { metadata, reason })
+            | Event::Apply(Guarded::Undecodable { metadata, reason }) => {
+                let name = name_of(&metadata);
+                self.unlisted.remove(&name);
+                self.undecodable.insert(name.clone());
+                let report = Report::Refused(SourceRefusal {
+                    problem: Problem::Undecodable,
+                    object: format!("{} {name}", kind_of::<W>()),
+                    file: None,
+                    sentence: format!(
+                        "{} {name} cannot be decoded: {reason}; what is known of it stays, all \
+                         others go on",
+                        kind_of::<W>()
+                    ),
+                });
+                (watched.undecodable(name), vec![report])
+            }
+            Event::Delete(resource) => {
+                let name = name_of(resource.meta());
+                let resolved = self.decodes::<W>(&name);
+                (watched.deleted(name), resolved.into_iter().collect())
+            }
+        }
+    }
+
+    /// An object decodes again, or is gone: the trouble is over, if there was one.
+    fn decodes<W: Watched>(&mut self, name: &ObjectName) -> Option<Report> {
+        self.unlisted.remove(name);
+        self.undecodable.remove(name).then(|| Report::Resolved {
+            object: format!("{} {name}", kind_of::<W>()),
+            file: None,
+        })
+    }
+}
+
+/// The kind of a resource, as people write it.
+fn kind_of<W: Watched>() -> String {
+    <W::Resource as kube::Resource>::kind(&()).into_owned()
+}
+
 /// The identity of a watch in reports.
 fn object<W: Watched>() -> String {
     format!("API {}", W::NAME)
 }
 
-fn api<K: kube::Resource<DynamicType = ()>>(client: &Client) -> Api<K> {
-    Api::all(client.clone())
+/// A client that notes each answer that is no error.
+fn noting(client: &Client, answered: tokio_watch::Sender<()>) -> Client {
+    let (inner, answered) = (client.clone(), Arc::new(answered));
+    let service = tower::service_fn(move |request| {
+        let (inner, answered) = (inner.clone(), Arc::clone(&answered));
+        async move {
+            let response = inner.send(request).await?;
+            if response.status().is_success() {
+                answered.send_replace(());
+            }
+            Ok::<_, kube::Error>(response)
+        }
+    });
+    Client::new(service, client.default_namespace())
 }
 
 impl Strategy {
