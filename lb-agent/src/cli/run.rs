@@ -38,7 +38,8 @@ pub fn start_log(format: LogFormat) -> anyhow::Result<()> {
     let filter = match std::env::var("RUST_LOG") {
         Ok(wanted) if !wanted.is_empty() => EnvFilter::try_new(&wanted)
             .with_context(|| format!("RUST_LOG={wanted} cannot be used"))?,
-        _ => EnvFilter::new("info"),
+        // What these warn of is said by the source, in sentences and once.
+        _ => EnvFilter::new("info,kube_client=error,kube_runtime=error"),
     };
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
