@@ -1,5 +1,7 @@
 //! What the kernel tests and labs of this package share.
 
+pub mod api_server;
+pub mod cluster;
 pub mod conformance;
 pub mod endtoend;
 pub mod foreign;
