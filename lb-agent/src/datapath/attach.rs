@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 /// Socket hooks: program, name of the pin, where it goes.
-const SOCKET_HOOKS: [(&str, &str, bpf_attach_type); 10] = [
+pub(super) const SOCKET_HOOKS: [(&str, &str, bpf_attach_type); 10] = [
     (
         "lb_connect4",
         "connect4",
@@ -71,7 +71,7 @@ const SOCKET_HOOKS: [(&str, &str, bpf_attach_type); 10] = [
 ];
 
 /// The tc program for a device, with and without Ethernet header.
-const fn tc_program(direction: Direction, ethernet: bool) -> &'static str {
+pub(super) const fn tc_program(direction: Direction, ethernet: bool) -> &'static str {
     match (direction, ethernet) {
         (Direction::Ingress, true) => "tc_ingress",
         (Direction::Ingress, false) => "tc_ingress_l3",
@@ -163,9 +163,11 @@ pub struct DeviceProblem {
 
 /// How a device carries the programs.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct Carried {
-    ethernet: bool,
-    tcx: bool,
+pub(super) struct Carried {
+    /// It has Ethernet headers.
+    pub(super) ethernet: bool,
+    /// By TCX links, else by clsact filters.
+    pub(super) tcx: bool,
 }
 
 /// The devices that carry the packet path.
@@ -239,6 +241,13 @@ impl Attached {
     /// The devices that carry the packet path.
     pub(super) fn indexes(&self) -> impl Iterator<Item = u32> {
         self.devices.keys().copied()
+    }
+
+    /// The same with how they do.
+    pub(super) fn carried(&self) -> impl Iterator<Item = (u32, Carried)> {
+        self.devices
+            .iter()
+            .map(|(index, carried)| (*index, *carried))
     }
 
     fn wants(&self, name: &str) -> bool {

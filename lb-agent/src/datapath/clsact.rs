@@ -172,6 +172,27 @@ pub(super) fn attach(device: u32, direction: Direction, program: BorrowedFd<'_>)
     netlink.request(filter)
 }
 
+/// Whether a device has our filter.
+pub(super) fn is_attached(device: u32, direction: Direction) -> io::Result<bool> {
+    let mut filter = Message::new(
+        RTM_GETTFILTER,
+        NLM_F_ACK,
+        device,
+        HANDLE,
+        parent(direction),
+        filter_info(),
+    );
+    filter.attribute(TCA_KIND, b"bpf\0");
+    match Socket::open()?.request(filter) {
+        Ok(()) => Ok(true),
+        // No such filter, no such qdisc.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// Takes our filters off a device, and the qdisc if nobody else has a filter there. True if there
 /// was anything of ours.
 pub(super) fn detach(device: u32) -> io::Result<bool> {

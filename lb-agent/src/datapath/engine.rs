@@ -10,6 +10,7 @@ use super::local::Local;
 use super::options::Options;
 use super::probe;
 use super::tables::{Grace, Tables, WriteError};
+use super::verify;
 use super::view::Fill;
 use crate::model::{Options as ModelOptions, node::NodeFacts};
 use crate::net::Facts;
@@ -183,9 +184,14 @@ impl Datapath {
         Ok(counters.socket_opened > counters.socket_closed)
     }
 
-    /// Asks the loaded programs a question with a known answer; says what was wrong.
+    /// Asks the loaded programs a question with a known answer, and looks whether they are still
+    /// where they were attached; says what was wrong.
     pub fn probe(&self) -> Result<(), String> {
-        probe::ask(&self.programs)
+        probe::ask(&self.programs)?;
+        if self.options.socket_mode != SocketMode::Off {
+            verify::sockets(&self.directory, &self.programs)?;
+        }
+        verify::devices(&self.directory, &self.programs, &self.attached)
     }
 
     /// How full the tables are.

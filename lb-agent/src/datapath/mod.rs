@@ -26,6 +26,7 @@ mod probe;
 mod reader;
 mod sys;
 mod tables;
+mod verify;
 mod view;
 
 pub use attach::DeviceProblem;

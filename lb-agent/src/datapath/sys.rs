@@ -6,7 +6,9 @@
 //! * batches of map entries (aya #1124);
 //! * creating a hash map with a name, and pinning any descriptor.
 
-use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_map_info};
+use aya_obj::generated::{
+    bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_map_info, bpf_prog_info,
+};
 use std::ffi::CString;
 use std::io;
 use std::mem::{size_of, zeroed};
@@ -120,7 +122,7 @@ pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
 
 /// What the kernel knows of an object, as the structure of its kind.
 fn info<T: Copy>(fd: BorrowedFd<'_>) -> io::Result<T> {
-    // SAFETY: only called with the plain integer structures of the two functions below.
+    // SAFETY: only called with the plain integer structures of the functions below.
     let mut info: T = unsafe { zeroed() };
     let mut attr = empty_attr();
     attr.info.bpf_fd = raw(fd);
@@ -138,6 +140,11 @@ pub(super) fn map_info(map: BorrowedFd<'_>) -> io::Result<bpf_map_info> {
 /// Link and program ids of a link.
 pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<bpf_link_info> {
     info(link)
+}
+
+/// The id of a program.
+pub(super) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    info::<bpf_prog_info>(program).map(|info| info.id)
 }
 
 /// The device a TCX link is on; 0 once the device is gone.
