@@ -256,9 +256,37 @@ impl Agent {
             if !self.snapshot.borrow().synced {
                 tracing::info!(writes = done, ?took, "first sync complete");
                 self.snapshot.send_modify(|snapshot| snapshot.synced = true);
+                self.take_over();
                 self.probe();
             }
             self.report();
+        }
+    }
+
+    /// An agent with another table layout ran here before: now that everything is served by ours,
+    /// its programs and tables go.
+    fn take_over(&mut self) {
+        let ready = self.snapshot.borrow().synced && !self.facts.devices.is_empty();
+        if !ready || !self.datapath.succeeds_another_layout() {
+            return;
+        }
+        let taken = self
+            .datapath
+            .take_over(&self.facts, self.state.options(), &self.node);
+        match taken {
+            Ok(removed) => {
+                for directory in removed {
+                    tracing::info!(
+                        directory = %directory.display(),
+                        "took over from an agent with another table layout; connections that its \
+                         flow table carried on the packet path end"
+                    );
+                }
+            }
+            Err(error) => tracing::warn!(
+                error = format!("{:#}", anyhow::Error::from(error)),
+                "what an agent with another table layout left is still attached"
+            ),
         }
     }
 
@@ -296,6 +324,7 @@ impl Agent {
     fn take_facts(&mut self, facts: Facts) {
         self.facts = facts;
         self.update_machine();
+        self.take_over();
     }
 
     fn update_machine(&mut self) {

@@ -1,10 +1,10 @@
 //! Leaving no trace.
 
 use super::clsact;
-use super::directory::{Directory, is_bpffs};
+use super::directory::{Directory, LINKS, is_bpffs};
 use super::error::CleanupError;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Removes every trace of an agent that used `directory`: links, clsact filters, programs, tables,
 /// the directory. Returns what was removed, one line each; nothing to remove is fine.
@@ -37,6 +37,19 @@ pub fn cleanup(directory: &Path) -> Result<Vec<String>, CleanupError> {
     Ok(removed)
 }
 
+/// Removes what agents of other layouts have left in the directory, links first: what they served
+/// is served by ours. Returns the directories that are gone.
+pub(super) fn remove_other_layouts(directory: &Directory) -> Result<Vec<PathBuf>, CleanupError> {
+    let mut versions = (directory.versions()).map_err(step("list", directory.root()))?;
+    versions.retain(|version| *version != directory.version());
+    for version in &versions {
+        let mut removed = Vec::new();
+        remove_below(&version.join(LINKS), &mut removed)?;
+        remove_below(version, &mut removed)?;
+    }
+    Ok(versions)
+}
+
 fn remove_filters(removed: &mut Vec<String>) -> Result<(), CleanupError> {
     let devices = nix::net::if_::if_nameindex().map_err(|errno| CleanupError::Step {
         attempt: "list",
@@ -60,16 +73,9 @@ fn remove_filters(removed: &mut Vec<String>) -> Result<(), CleanupError> {
 /// Every layout version in the directory, then the directory itself, unless it is a mount point or
 /// somebody keeps things of their own in it.
 fn remove_versions(directory: &Directory, removed: &mut Vec<String>) -> Result<(), CleanupError> {
-    let entries = std::fs::read_dir(directory.root()).map_err(step("list", directory.root()))?;
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let is_version = name.to_str().is_some_and(|name| {
-            name.strip_prefix('v')
-                .is_some_and(|number| number.parse::<u32>().is_ok())
-        });
-        if is_version {
-            remove_below(&entry.path(), removed)?;
-        }
+    let versions = (directory.versions()).map_err(step("list", directory.root()))?;
+    for version in versions {
+        remove_below(&version, removed)?;
     }
     match std::fs::remove_dir(directory.root()) {
         Ok(()) => removed.push(directory.root().display().to_string()),

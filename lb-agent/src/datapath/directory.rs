@@ -16,6 +16,9 @@ const BPF_FS: FsType = FsType(0xcafe_4a11);
 /// Where a bpffs is expected, and mounted by us if it is missing.
 const DEFAULT_MOUNT: &str = "/sys/fs/bpf";
 
+/// Where a layout keeps its links; the same in all of them.
+pub(super) const LINKS: &str = "links";
+
 /// Which way a program looks at a device.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Direction {
@@ -55,6 +58,20 @@ impl Directory {
         self.root.join(format!("v{LAYOUT_VERSION}"))
     }
 
+    /// The directories of every layout, ours or not.
+    pub(super) fn versions(&self) -> io::Result<Vec<PathBuf>> {
+        let mut versions = Vec::new();
+        for entry in std::fs::read_dir(&self.root)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|name| name.strip_prefix('v'));
+            if number.is_some_and(|number| number.parse::<u32>().is_ok()) {
+                versions.push(entry.path());
+            }
+        }
+        Ok(versions)
+    }
+
     pub(super) fn maps(&self) -> PathBuf {
         self.version().join("maps")
     }
@@ -64,7 +81,7 @@ impl Directory {
     }
 
     pub(super) fn links(&self) -> PathBuf {
-        self.version().join("links")
+        self.version().join(LINKS)
     }
 
     pub(super) fn cgroup_links(&self) -> PathBuf {

@@ -2,8 +2,9 @@
 
 use super::attach::{self, Attached, DeviceProblem};
 use super::cgroup;
+use super::cleanup;
 use super::directory::{Directory, Lock};
-use super::error::StartError;
+use super::error::{CleanupError, StartError};
 use super::flows::{self, FlowUse};
 use super::load::{self, Programs};
 use super::local::Local;
@@ -21,6 +22,7 @@ use lb_common::table::{Config, SocketMode, name};
 use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use zerocopy::{FromBytes, FromZeros};
 
 /// Lowest SNAT source port we take unasked: what lies below is well known for something.
@@ -36,6 +38,7 @@ pub struct Datapath {
     local: Local,
     attached: Attached,
     config: Config,
+    succeeds_another_layout: bool,
     _lock: Lock,
 }
 
@@ -58,6 +61,15 @@ impl Datapath {
         let directory = Directory::new(&options.directory);
         directory.prepare_root()?;
         let lock = directory.lock(options.takeover_wait)?;
+        let succeeds_another_layout = directory
+            .versions()
+            .map_err(|source| StartError::Step {
+                attempt: "list",
+                object: directory.root().display().to_string(),
+                source,
+            })?
+            .iter()
+            .any(|version| *version != directory.version());
         directory.prepare()?;
         load::check_pins(&directory, &schema)?;
         let programs = load::load(object, &schema, &directory, options)?;
@@ -73,6 +85,7 @@ impl Datapath {
         };
         let mut config = tables.config().map_err(touching("read"))?;
         if config.hash_keys.multiplier == 0 {
+            datapath_is_new(&directory)?;
             config.hash_keys = draw_keys().map_err(|source| StartError::Step {
                 attempt: "draw",
                 object: "hash keys from /dev/urandom".to_owned(),
@@ -92,6 +105,7 @@ impl Datapath {
             local,
             attached: Attached::new(options.devices.clone(), options.tc_attach),
             config,
+            succeeds_another_layout,
             _lock: lock,
         };
         datapath.configure(model, node).map_err(touching("write"))?;
@@ -136,6 +150,30 @@ impl Datapath {
         self.tables.write_config(&self.config)
     }
 
+    /// An agent with another table layout was here before and still serves: its programs stay alone
+    /// on the devices (a clsact filter of ours would replace its) until everything is written.
+    pub fn succeeds_another_layout(&self) -> bool {
+        self.succeeds_another_layout
+    }
+
+    /// Everything is written: puts ours on the devices, then ends what other layouts have left.
+    /// Returns their directories.
+    pub fn take_over(
+        &mut self,
+        facts: &Facts,
+        model: &ModelOptions,
+        node: &NodeFacts,
+    ) -> Result<Vec<PathBuf>, CleanupError> {
+        self.succeeds_another_layout = false;
+        let attached = self.update_machine(facts, model, node);
+        attached.map_err(|source| CleanupError::Step {
+            attempt: "attach to the devices before removing what was in",
+            object: self.directory.root().display().to_string(),
+            source,
+        })?;
+        cleanup::remove_other_layouts(&self.directory)
+    }
+
     /// Does the writes at the front of `ops`; what failed stays in front, to be tried again.
     pub fn write(&mut self, ops: &mut VecDeque<Op>) -> Result<u64, WriteError> {
         self.tables.write(ops)
@@ -157,6 +195,9 @@ impl Datapath {
         let in_use = || flows::scan(directory, &keys, |_| None).map(|used| used.snat_addresses);
         self.local
             .update(&mut self.tables, facts, model, node, &in_use)?;
+        if self.succeeds_another_layout {
+            return Ok(Vec::new());
+        }
         self.attached
             .update(&self.directory, &self.programs, &facts.devices)
     }
@@ -220,6 +261,23 @@ impl Datapath {
     pub fn options(&self) -> &Options {
         &self.options
     }
+}
+
+/// Tables are written with hash keys: those of a dataplane that serves cannot be drawn anew.
+fn datapath_is_new(directory: &Directory) -> Result<(), StartError> {
+    let links = [directory.cgroup_links(), directory.tcx_links()];
+    let serves = (links.iter())
+        .filter_map(|links| std::fs::read_dir(links).ok())
+        .any(|mut links| links.next().is_some());
+    if serves {
+        return Err(StartError::Schema {
+            path: directory.map(name::CONFIG),
+            difference: "it holds no hash keys, although programs that serve are attached"
+                .to_owned(),
+            remedy: load::OTHER_AGENTS,
+        });
+    }
+    Ok(())
 }
 
 fn draw_keys() -> io::Result<HashKeys> {

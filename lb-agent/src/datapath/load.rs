@@ -40,6 +40,11 @@ pub(super) fn object() -> Result<&'static [u8], StartError> {
 /// Finds the flows of the kernel hash by their other ends, two for each flow.
 const FLOW_ENDS: &str = "lb_flow_ends";
 
+/// What to do about tables that are not ours to read.
+pub(super) const OTHER_AGENTS: &str = "use the agent that made it, give this one a directory of \
+                                       its own (--bpffs), or remove the old tables with \
+                                       `lb-agent cleanup`, which ends the connections they carry";
+
 /// What the stages of one packet leave to each other.
 const SCRATCH: &str = "lb_scratch";
 
@@ -125,9 +130,10 @@ pub(super) fn check_pins(directory: &Directory, schema: &Schema) -> Result<(), S
                 });
             }
         };
+        // What the kernel says of a link or a program would be taken for a table's sizes.
         let difference = match sys::map_info(fd.as_fd()) {
-            Ok(found) => difference(&found, wanted),
-            Err(_) => Some(("it is not a table at all".to_owned(), false)),
+            Ok(found) if sys::is_map(fd.as_fd()) => difference(&found, wanted),
+            _ => Some(("it is not a table at all".to_owned(), false)),
         };
         if let Some((difference, only_size)) = difference {
             return Err(StartError::Schema {
@@ -137,9 +143,7 @@ pub(super) fn check_pins(directory: &Directory, schema: &Schema) -> Result<(), S
                     "start with the sizes it was made with (--max-flows), or remove the old tables \
                      with `lb-agent cleanup`, which ends the connections they carry"
                 } else {
-                    "use the agent that made it, give this one a directory of its own (--bpffs), \
-                     or remove the old tables with `lb-agent cleanup`, which ends the connections \
-                     they carry"
+                    OTHER_AGENTS
                 },
             });
         }

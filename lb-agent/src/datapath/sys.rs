@@ -296,6 +296,12 @@ pub(super) fn possible_cpus() -> io::Result<usize> {
         .map_err(|_| io::Error::other(format!("unreadable list of possible CPUs: {text:?}")))
 }
 
+/// True if the descriptor is a map's, as the kernel names the file behind it.
+pub(super) fn is_map(fd: BorrowedFd<'_>) -> bool {
+    let file = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    file.is_ok_and(|file| file.as_os_str().as_bytes().ends_with(b"bpf-map"))
+}
+
 /// A program's answer to a packet.
 pub(super) struct TestRun {
     pub(super) verdict: u32,
