@@ -72,7 +72,8 @@ impl World {
         config.hash_keys = HashKeys::from_random([9, 8, 7, 6, 5, 4, 3, 2]);
         config.pods_v4 = Prefix::NONE;
         config.pods_v6 = Prefix::NONE;
-        config.host_namespace = lab.node(0).place().enter(namespace_cookie).unwrap();
+        let cookie = lab.node(0).place().enter(namespace_cookie).unwrap();
+        config.host_namespace = cookie.unwrap_or(0);
         kernel.config(&config).unwrap();
         let root = lab.node(0).cgroup_root().path();
         if let Err(error) = kernel.attach_socket_programs(root) {
@@ -326,8 +327,9 @@ impl World {
     }
 }
 
-/// The cookie of the calling thread's network namespace.
-pub fn namespace_cookie() -> u64 {
+/// The cookie of the calling thread's network namespace; `None` if the kernel does not tell (below
+/// 5.14). Then no namespace of a lab is the host's.
+pub fn namespace_cookie() -> Option<u64> {
     const SO_NETNS_COOKIE: i32 = 71;
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let mut cookie = 0_u64;
@@ -342,6 +344,10 @@ pub fn namespace_cookie() -> u64 {
             &raw mut length,
         )
     };
-    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
-    cookie
+    let error = std::io::Error::last_os_error();
+    if result != 0 && error.raw_os_error() == Some(libc::ENOPROTOOPT) {
+        return None;
+    }
+    assert_eq!(result, 0, "{error}");
+    Some(cookie)
 }
