@@ -237,8 +237,8 @@ pub(super) fn map_update_batch(
     bpf(bpf_cmd::BPF_MAP_UPDATE_BATCH, &mut attr).map(drop)
 }
 
-/// Reads a whole hash map in batches, each entry handed to `each`. Entries that come or go
-/// meanwhile may be missed or seen; the cursor is a bucket's, so it never starts over.
+/// Reads a whole map in batches, each entry handed to `each`. Entries that come or go meanwhile may
+/// be missed or seen; the cursor of a hash is a bucket's, so it never starts over.
 pub(super) fn map_each(
     map: BorrowedFd<'_>,
     key_size: usize,
@@ -267,6 +267,9 @@ pub(super) fn map_each(
         let last = match bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) {
             Ok(_) => false,
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(error) if first && error.raw_os_error() == Some(NO_BATCHES) => {
+                return map_each_singly(map, key_size, value_size, each);
+            }
             Err(error) => return Err(error),
         };
         // SAFETY: the kernel has written the number of entries into this field of the variant.
@@ -282,6 +285,39 @@ pub(super) fn map_each(
             return Ok(());
         }
         cursor = next;
+        first = false;
+    }
+}
+
+/// `ENOTSUPP`, the kernel's own: a map of this type has no batches (an LPM trie on 5.10).
+const NO_BATCHES: i32 = 524;
+
+/// [`map_each`] one entry after the other. If the entry just read is removed meanwhile, reading
+/// starts over, and `each` sees entries again.
+fn map_each_singly(
+    map: BorrowedFd<'_>,
+    key_size: usize,
+    value_size: usize,
+    mut each: impl FnMut(&[u8], &[u8]),
+) -> io::Result<()> {
+    let mut key = vec![0_u8; key_size];
+    let mut next = vec![0_u8; key_size];
+    let mut value = vec![0_u8; value_size];
+    let mut first = true;
+    loop {
+        let mut attr = empty_attr();
+        attr.__bindgen_anon_2.map_fd = raw(map);
+        attr.__bindgen_anon_2.key = if first { 0 } else { key.as_ptr() as u64 };
+        attr.__bindgen_anon_2.__bindgen_anon_1.next_key = next.as_mut_ptr() as u64;
+        match bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attr) {
+            Ok(_) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        if map_lookup(map, &next, &mut value)? {
+            each(&next, &value);
+        }
+        std::mem::swap(&mut key, &mut next);
         first = false;
     }
 }
