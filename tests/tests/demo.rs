@@ -7,8 +7,9 @@ use lb_tests::island::{Island, Loaded, Traces, called};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
@@ -332,5 +333,127 @@ fn what_a_demo_killed_with_its_janitor_left_is_removed_by_the_next_run() -> Resu
         ensure!(next.interrupt(Signal::SIGINT)?.success(), "Ctrl-C failed");
         nothing_is_left(&before, &next.loaded)?;
         nothing_is_left(&before, &first.loaded)
+    })
+}
+
+/// The built `cargo xtask`, where everybody may run it.
+fn copied_binary() -> Result<(tempfile::TempDir, PathBuf)> {
+    let test = std::env::current_exe()?;
+    let profile = test.ancestors().nth(2).context("no target directory")?;
+    let dir = tempfile::Builder::new()
+        .permissions(Permissions::from_mode(0o755))
+        .tempdir()?;
+    let copy = dir.path().join("xtask");
+    fs::copy(profile.join("xtask"), &copy)
+        .context("no xtask beside this test: run `cargo build -p xtask`")?;
+    Ok((dir, copy))
+}
+
+#[test]
+fn an_ordinary_user_is_told_in_one_sentence_what_is_needed() -> Result<()> {
+    lb_lab::require_root();
+    let (_dir, binary) = copied_binary()?;
+    for verb in ["run", "test", "bench", "vm"] {
+        let out = Command::new(&binary)
+            .arg(verb)
+            .uid(65534)
+            .gid(65534)
+            // Nothing could be installed or built with this.
+            .env_clear()
+            .env("PATH", "/nonexistent")
+            .stdin(Stdio::null())
+            .output()?;
+        let text = String::from_utf8_lossy(&out.stderr).into_owned();
+        ensure!(
+            !out.status.success() && out.stdout.is_empty(),
+            "{verb}: {out:?}"
+        );
+        ensure!(
+            text.lines().count() == 1 && text.contains("needs root: run `sudo "),
+            "{verb}: {text}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_source_that_is_not_there_is_said_before_anything_is_built() -> Result<()> {
+    lb_lab::require_root();
+    let (_dir, binary) = copied_binary()?;
+    for (option, source, what) in [
+        ("--manifests", "/nonexistent/manifests", "No such file"),
+        ("--manifests", "/proc/version", "Not a directory"),
+        ("--kubeconfig", "/nonexistent/kubeconfig", "No such file"),
+    ] {
+        let out = Command::new(&binary)
+            .args(["run", option, source])
+            .stdin(Stdio::null())
+            .output()?;
+        let text = String::from_utf8_lossy(&out.stderr).into_owned();
+        ensure!(!out.status.success(), "{option} {source}: {out:?}");
+        ensure!(
+            text.lines().count() == 1 && [option, source, what].iter().all(|w| text.contains(w)),
+            "{option} {source}: {text}"
+        );
+    }
+    Ok(())
+}
+
+const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: shop, namespace: default}\n\
+                       spec: {type: NodePort, selector: {app: shop}, ports: [{port: 80}]}\n";
+
+#[test]
+fn a_directory_of_one_s_own_is_served_with_the_same_addresses_at_each_run() -> Result<()> {
+    Island::new()?.run(|| {
+        // The island's own, and the same each time: its name is where addresses are remembered.
+        let path = "/run/shop";
+        fs::create_dir(path)?;
+        fs::write(Path::new(path).join("shop.yaml"), SERVICE)?;
+        let before = Traces::take()?;
+        let served = || -> Result<String> {
+            let mut run = Xtask::start(&["--manifests", path], "serving as node")?;
+            let line = run.line("serving as node")?;
+            let command = line.split('`').nth(1).context("no command")?.to_owned();
+            let services = String::from_utf8(shell(&command)?.stdout)?;
+            ensure!(services.contains("default/shop"), "{command}: {services}");
+            ensure!(run.interrupt(Signal::SIGINT)?.success(), "Ctrl-C failed");
+            nothing_is_left(&before, &run.loaded)?;
+            Ok(services)
+        };
+        let (first, second) = (served()?, served()?);
+        ensure!(first == second, "first:\n{first}\nsecond:\n{second}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_cluster_that_cannot_be_reached_is_named_and_ctrl_c_ends_the_waiting() -> Result<()> {
+    const KUBECONFIG: &str = "apiVersion: v1\nkind: Config\ncurrent-context: lab\n\
+        contexts: [{name: lab, context: {cluster: lab, user: lab}}]\n\
+        clusters: [{name: lab, cluster: {server: \"http://127.0.0.1:1\"}}]\n\
+        users: [{name: lab, user: {}}]\n";
+    Island::new()?.run(|| {
+        let before = Traces::take()?;
+        let dir = tempfile::tempdir()?;
+        let (kubeconfig, errors) = (dir.path().join("kubeconfig"), dir.path().join("errors"));
+        fs::write(&kubeconfig, KUBECONFIG)?;
+        let mut child = xtask(&["--kubeconfig", &kubeconfig.to_string_lossy()])?
+            .process_group(0)
+            .stdout(Stdio::null())
+            .stderr(File::create(&errors)?)
+            .spawn()?;
+        let end = Instant::now() + 3 * PATIENCE;
+        loop {
+            let text = fs::read_to_string(&errors)?;
+            if text.contains("127.0.0.1:1") {
+                break;
+            }
+            ensure!(Instant::now() < end, "no word of the server:\n{text}");
+            ensure!(child.try_wait()?.is_none(), "it ended:\n{text}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        killpg(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGINT)?;
+        child.wait()?;
+        nothing_is_left(&before, &Loaded::default())
     })
 }

@@ -1,6 +1,5 @@
 //! `cargo xtask run`: privileges, setup, build, then the demo or the agent against a real source.
 
-use crate::step::say;
 use crate::{RunArgs, build, demo, setup, workspace};
 use anyhow::{Context, Result, anyhow, bail};
 use lb_lab::bpffs::Bpffs;
@@ -98,11 +97,11 @@ fn against(agent: &Path, node: &str, args: &RunArgs) -> Result<ExitCode> {
     command.args(&args.agent);
     let mut served = Served::start(command, agent, &state.0, &args.agent)?;
     served.wait_healthy(&signals)?;
-    say(&format!(
+    println!(
         "serving as node {node}; `{} services --bpffs {}` lists what; Ctrl-C removes everything",
         agent.display(),
         served.bpffs.display()
-    ));
+    );
     match served.wait(&mut signals)? {
         Stopped::Signal => Ok(ExitCode::SUCCESS),
         Stopped::Agent(status) => bail!("the agent ended: {status}"),
