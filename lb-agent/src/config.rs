@@ -80,6 +80,8 @@ pub struct Settings {
     pub max_flows: u32,
     /// How long to wait for another agent's lock.
     pub takeover_wait: Duration,
+    /// Whether externalIPs are served.
+    pub external_ips: bool,
     /// Ranges externalIPs and load balancer addresses must lie in; `None`: any.
     pub external_ip_ranges: Option<Vec<IpNet>>,
     /// The range node ports lie in.
@@ -143,6 +145,7 @@ impl Settings {
                 SourceSettings::Manifests(manifests) => manifests.cluster_ip_ranges.clone(),
                 SourceSettings::Cluster(_) => Vec::new(),
             },
+            external_ips: self.external_ips,
             external_ranges: self.external_ip_ranges.clone(),
         }
     }

@@ -91,7 +91,13 @@ fn the_role_reads_and_writes_nothing() -> Result<()> {
             resources.extend(rule.resources.context("a rule without resources")?);
         }
     }
-    let wanted = ["services", "endpointslices", "endpoints", "nodes"];
+    let wanted = [
+        "services",
+        "endpointslices",
+        "endpoints",
+        "nodes",
+        "servicecidrs",
+    ];
     ensure!(
         resources == wanted.map(str::to_owned).into(),
         "{resources:?}"

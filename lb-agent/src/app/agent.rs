@@ -9,6 +9,7 @@ use crate::model::{Dirty, State};
 use crate::net::Facts;
 use crate::plan::{Fence, Op, Plan, Planner};
 use crate::source::Change;
+use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 use std::collections::{BTreeSet, VecDeque};
 use std::future::Future;
@@ -44,6 +45,8 @@ pub(super) struct Agent {
     state: State,
     facts: Facts,
     node: NodeFacts,
+    /// The ranges of ClusterIPs that are written.
+    service_cidrs: Vec<IpNet>,
     /// Writes not yet done, in order.
     ops: VecDeque<Op>,
     /// When the oldest change behind `ops` came.
@@ -73,6 +76,7 @@ impl Agent {
     ) -> Self {
         Self {
             node: state.node().clone(),
+            service_cidrs: state.options().service_cidrs.clone(),
             datapath,
             planner,
             state,
@@ -137,8 +141,12 @@ impl Agent {
         }
         let triggers = self.state.take_trigger_times(self.started);
         self.triggers.extend(triggers.into_values().flatten());
-        if *self.state.node() != self.node {
+        if *self.state.node() != self.node
+            || self.state.options().service_cidrs != self.service_cidrs
+        {
             self.node = self.state.node().clone();
+            self.service_cidrs
+                .clone_from(&self.state.options().service_cidrs);
             self.configure();
         }
         let plan = if self.planned {

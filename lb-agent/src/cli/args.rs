@@ -173,6 +173,11 @@ pub struct RunArgs {
     #[serde(deserialize_with = "choice")]
     pub endpoints_api: Option<EndpointsApi>,
 
+    /// Whether `spec.externalIPs` of Services are served, as kube-proxy's feature gate
+    /// `AllowServiceExternalIPs` says [default: true].
+    #[arg(long = "external-ips", value_name = "true|false")]
+    pub external_ips: Option<bool>,
+
     /// Ranges that externalIPs and load balancer addresses must lie in; others are refused
     /// [default: any].
     #[arg(long, value_name = "CIDR,…")]

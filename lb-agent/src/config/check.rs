@@ -82,6 +82,7 @@ pub(super) fn check(args: RunArgs) -> Result<Settings, Invalid> {
         health,
         max_flows,
         takeover_wait: Duration::from_secs(args.takeover_wait.unwrap_or(0)),
+        external_ips: args.external_ips.unwrap_or(true),
         external_ip_ranges: args.external_ip_ranges.map(|list| nets(Some(list))),
         node_ports: args.service_node_port_range.unwrap_or(NODE_PORTS),
         log_format: args.log_format.unwrap_or_default(),

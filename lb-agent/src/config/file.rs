@@ -65,6 +65,7 @@ pub(super) fn merge(typed: RunArgs, file: RunArgs) -> RunArgs {
         takeover_wait: typed.takeover_wait.or(file.takeover_wait),
         apiserver: typed.apiserver.or(file.apiserver),
         endpoints_api: typed.endpoints_api.or(file.endpoints_api),
+        external_ips: typed.external_ips.or(file.external_ips),
         external_ip_ranges: typed.external_ip_ranges.or(file.external_ip_ranges),
         service_cluster_ip_range: typed
             .service_cluster_ip_range

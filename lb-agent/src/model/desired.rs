@@ -82,7 +82,7 @@ pub struct DesiredFrontend {
     pub kind: FrontendKind,
 }
 
-/// One endpoint that is in at least one set.
+/// One endpoint that is in at least one set, or (UDP) that keeps the conversations it has.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[expect(
     clippy::struct_excessive_bools,

@@ -38,8 +38,10 @@ pub struct Options {
     pub localhost_node_ports: bool,
     /// kube-proxy's `masqueradeAll`.
     pub masquerade_all: bool,
-    /// The ranges ClusterIPs come from: packets to an unused address inside get silence.
+    /// The ranges ClusterIPs come from, those of ServiceCIDR objects included: packets to an unused address inside get silence.
     pub service_cidrs: Vec<IpNet>,
+    /// kube-proxy's gate `AllowServiceExternalIPs`: whether `spec.externalIPs` are served (KEP-5707).
+    pub external_ips: bool,
     /// If set, externalIPs and load balancer addresses outside of these are refused.
     pub external_ranges: Option<Vec<IpNet>>,
 }
@@ -52,6 +54,7 @@ impl Default for Options {
             localhost_node_ports: true,
             masquerade_all: false,
             service_cidrs: Vec::new(),
+            external_ips: true,
             external_ranges: None,
         }
     }

@@ -117,6 +117,7 @@ impl fmt::Display for Refusal {
             Kind::Service => "Service",
             Kind::EndpointSlice => "EndpointSlice",
             Kind::Node => "Node",
+            Kind::ServiceCidr => "ServiceCIDR",
         };
         write!(
             f,

@@ -4,6 +4,7 @@
 
 use super::address;
 use super::desired::{Family, ObjectName};
+use super::options::Options;
 use super::refusal::{Feature, Reason, Refusal};
 use crate::source::Kind;
 use ipnet::IpNet;
@@ -129,13 +130,13 @@ fn of_family(addresses: &[IpAddr], family: Family) -> impl Iterator<Item = IpAdd
         .filter(move |address| Family::of(*address) == family)
 }
 
-/// Reads a Service. `allowed` are the ranges external addresses must lie in, if any.
-pub(super) fn convert(name: &ObjectName, object: &Object, allowed: Option<&[IpNet]>) -> Converted {
+/// Reads a Service.
+pub(super) fn convert(name: &ObjectName, object: &Object, options: &Options) -> Converted {
     let mut reader = Reader {
         name,
         refusals: Vec::new(),
     };
-    let service = reader.service(object, allowed);
+    let service = reader.service(object, options);
     Converted {
         service,
         refusals: reader.refusals,
@@ -157,15 +158,18 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn service(&mut self, object: &Object, allowed: Option<&[IpNet]>) -> Option<Service> {
+    fn service(&mut self, object: &Object, options: &Options) -> Option<Service> {
+        let allowed = options.external_ranges.as_deref();
         let spec = object.spec.as_ref()?;
         if is_foreign(object) || spec.type_.as_deref() == Some("ExternalName") {
             return None;
         }
         let cluster_ips = self.cluster_ips(spec)?;
+        // Not served, they still make a ClusterIP service one that is reachable from outside.
+        let listed = spec.external_ips.iter().flatten().map(String::as_str);
         let external_ips = self.external_addresses(
             "spec.externalIPs",
-            spec.external_ips.iter().flatten().map(String::as_str),
+            listed.filter(|_| options.external_ips),
             allowed,
         );
         let ingress = object

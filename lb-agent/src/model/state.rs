@@ -1,5 +1,6 @@
 //! The known objects, and what each change touches.
 
+use super::address;
 use super::claim::Claims;
 use super::desired::{Family, ObjectName, ServicePortName};
 use super::endpoint::{self, Interner, Slice};
@@ -10,6 +11,7 @@ use super::refusal::{Feature, Refusal};
 use super::service::{self, Service};
 use super::trigger::{TriggerTimes, trigger_time};
 use crate::source::{Change, Kind, Object};
+use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -44,6 +46,9 @@ pub struct State {
     pub(super) suspicious: BTreeSet<IpAddr>,
     pub(super) refused: BTreeMap<(Kind, Arc<ObjectName>), Box<[Refusal]>>,
     pub(super) not_served: BTreeMap<Arc<ObjectName>, Box<[Feature]>>,
+    /// The ranges of ClusterIPs the operator typed; those of objects come on top.
+    typed_cidrs: Vec<IpNet>,
+    service_cidrs: BTreeMap<Arc<ObjectName>, Vec<IpNet>>,
     triggers: TriggerTimes,
     interner: Interner,
     /// Names seen in a listing that is under way.
@@ -55,6 +60,8 @@ impl State {
     /// Knows nothing yet but the operator's choices and the node's name.
     pub fn new(options: Options, node: NodeFacts) -> Self {
         Self {
+            typed_cidrs: options.service_cidrs.clone(),
+            service_cidrs: BTreeMap::new(),
             options,
             node,
             services: BTreeMap::new(),
@@ -133,14 +140,14 @@ impl State {
             Object::Service(service) => (Kind::Service, name_of(&service.metadata)),
             Object::EndpointSlice(slice) => (Kind::EndpointSlice, name_of(&slice.metadata)),
             Object::Node(node) => (Kind::Node, name_of(&node.metadata)),
+            Object::ServiceCidr(range) => (Kind::ServiceCidr, name_of(&range.metadata)),
         };
         if let Some(listed) = self.listings.get_mut(&kind) {
             listed.insert(name.clone());
         }
         match object {
             Object::Service(object) => {
-                let allowed = self.options.external_ranges.as_deref();
-                let converted = service::convert(&name, object, allowed);
+                let converted = service::convert(&name, object, &self.options);
                 let name = Arc::new(name);
                 self.note_refusals(Kind::Service, &name, converted.refusals);
                 self.put_service(&name, converted.service)
@@ -153,6 +160,14 @@ impl State {
                 self.put_slice(&name, converted.slice, trigger_time(object))
             }
             Object::Node(object) => self.put_node(NodeFacts::from_object(object)),
+            Object::ServiceCidr(object) => {
+                let spec = object.spec.as_ref();
+                let cidrs = spec
+                    .and_then(|spec| spec.cidrs.as_deref())
+                    .unwrap_or_default();
+                let cidrs = cidrs.iter().filter_map(|text| address::parse_prefix(text));
+                self.put_service_cidrs(&Arc::new(name), Some(cidrs.collect()))
+            }
         }
     }
 
@@ -162,6 +177,7 @@ impl State {
             Kind::Service => self.services.keys().cloned().collect(),
             Kind::EndpointSlice => self.slices.keys().cloned().collect(),
             Kind::Node => Vec::new(),
+            Kind::ServiceCidr => self.service_cidrs.keys().cloned().collect(),
         };
         let refused = self.refused.keys();
         let refused = refused.filter(|(of, _)| *of == kind).map(|(_, name)| name);
@@ -188,6 +204,7 @@ impl State {
             Kind::EndpointSlice => self.put_slice(&name, None, None),
             // A deleted Node object changes nothing on the machine (section 13).
             Kind::Node => Dirty::new(),
+            Kind::ServiceCidr => self.put_service_cidrs(&name, None),
         }
     }
 
@@ -198,6 +215,22 @@ impl State {
         } else {
             self.refused.insert(key, refusals.into());
         }
+    }
+
+    /// No service depends on the ranges: they are an option like those that were typed.
+    fn put_service_cidrs(&mut self, name: &Arc<ObjectName>, cidrs: Option<Vec<IpNet>>) -> Dirty {
+        match cidrs {
+            Some(cidrs) => self.service_cidrs.insert(Arc::clone(name), cidrs),
+            None => self.service_cidrs.remove(name),
+        };
+        let mut all = self.typed_cidrs.clone();
+        for cidr in self.service_cidrs.values().flatten() {
+            if !all.contains(cidr) {
+                all.push(*cidr);
+            }
+        }
+        self.options.service_cidrs = all;
+        Dirty::new()
     }
 
     fn put_node(&mut self, facts: NodeFacts) -> Dirty {

@@ -43,10 +43,19 @@ impl State {
         service.cluster_ip(name.family)?;
         let merged = self.endpoints(object, &port.name, name.protocol, name.family);
         let Selection {
-            members,
+            mut members,
             has_endpoints,
             ..
         } = self.selection(service, port, name.family, &merged);
+        if name.protocol == Protocol::UDP {
+            // Open conversations stay with an endpoint that serves, though new ones may avoid it:
+            // it is about to end, on another node, or in another zone (section 10.1).
+            for (address, endpoint) in &merged {
+                if endpoint.ready || endpoint.serving {
+                    members.entry(*address).or_insert((false, false));
+                }
+            }
+        }
         let endpoints = members
             .into_iter()
             .filter_map(|(address, (cluster, local))| {

@@ -345,7 +345,8 @@ impl Planner {
 
     /// How many service ports are served, and with how many endpoints.
     pub fn served(&self) -> (usize, usize) {
-        let endpoints = self.services.values().map(|s| s.members.len()).sum();
+        let in_a_set = |served: &Served| served.members.iter().filter(|m| m.sets != 0).count();
+        let endpoints = self.services.values().map(in_a_set).sum();
         (self.services.len(), endpoints)
     }
 

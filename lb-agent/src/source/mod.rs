@@ -9,6 +9,7 @@ pub mod kube;
 use crate::model::desired::ObjectName;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -21,10 +22,12 @@ pub enum Kind {
     EndpointSlice,
     /// `v1` Node, this node's own only.
     Node,
+    /// `networking.k8s.io/v1` ServiceCIDR. Older API servers have none, so nothing waits for it.
+    ServiceCidr,
 }
 
 impl Kind {
-    /// Every kind; nothing stale is removed before each of them is complete.
+    /// Every kind that services need; nothing stale is removed before each of them is complete.
     pub const ALL: [Self; 3] = [Self::Service, Self::EndpointSlice, Self::Node];
 }
 
@@ -37,6 +40,8 @@ pub enum Object {
     EndpointSlice(Box<EndpointSlice>),
     /// This node.
     Node(Box<Node>),
+    /// Ranges that ClusterIPs come from.
+    ServiceCidr(Box<ServiceCIDR>),
 }
 
 /// One step of a source. A listing is `Restart`, any number of `Apply`, `Complete`: what was known

@@ -1,5 +1,6 @@
 //! Sections about time and state beside the flows of traffic.
 
+use super::answer::send;
 use super::world::{Node, World, change, object_name};
 use super::{Outcome, read};
 use k8s_openapi::jiff::Timestamp;
@@ -8,6 +9,7 @@ use lb_agent::source::{Change, Kind};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -82,9 +84,89 @@ fn time(text: &str) -> Result<Timestamp, Outcome> {
         .map_err(|error| Outcome::Failed(format!("{text} is no time: {error}")))
 }
 
-/// `conntrackCases`: the flows of services are our own, not nf_conntrack's.
-pub(super) fn conntrack(_case: &Value) -> Outcome {
-    Outcome::Skipped(
-        "it is about entries of nf_conntrack (section 10.1), which service traffic does not depend on here; UDP flows of a removed backend move with their next packet".to_owned(),
-    )
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ConntrackCase {
+    services: Vec<Value>,
+    endpoint_slices: Vec<Value>,
+    entries: Vec<Entry>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Entry {
+    protocol: String,
+    orig_dst: IpAddr,
+    orig_dport: u16,
+    reply_src: IpAddr,
+    reply_sport: u16,
+    expect: String,
+}
+
+/// Runs one case of `conntrackCases`. The flows of services are our own, not `nf_conntrack`'s: what
+/// kube-proxy deletes moves with its next datagram, what it keeps goes on.
+pub(super) fn conntrack(case: &Value) -> Outcome {
+    run_conntrack(case).unwrap_or_else(|outcome| outcome)
+}
+
+fn run_conntrack(case: &Value) -> Result<Outcome, Outcome> {
+    let case: ConntrackCase = read("the case", case)?;
+    let node = super::world::node_pods("10.0.0.0/8");
+    let mut world = World::new(&node)?;
+    world.upsert(Kind::Service, &case.services)?;
+    world.upsert(Kind::EndpointSlice, &case.endpoint_slices)?;
+    let now = world.state.desired_all();
+    let nobody = now.values().all(|service| service.endpoints.is_empty());
+    if nobody && case.entries.iter().any(|entry| entry.expect == "keep") {
+        return Err(Outcome::Skipped(
+            "kube-proxy 1.36 leaves UDP flows of a service that has lost every endpoint where they \
+             went (later releases do not); here they are refused like new ones"
+                .to_owned(),
+        ));
+    }
+    for entry in &case.entries {
+        if entry.protocol != "UDP" {
+            return Err(Outcome::Skipped(format!(
+                "an entry of {} is not known here",
+                entry.protocol
+            )));
+        }
+        let moved = moves(&node, &case, entry)?;
+        if moved != (entry.expect == "delete") {
+            return Ok(Outcome::Failed(format!(
+                "{entry:?}: the flow {}",
+                if moved { "moved" } else { "stayed" }
+            )));
+        }
+    }
+    Ok(Outcome::Passed)
+}
+
+/// Begins the flow of an entry while its endpoint is ready, lets the case's slices come, and tells
+/// whether the next datagram goes elsewhere.
+fn moves(node: &Node, case: &ConntrackCase, entry: &Entry) -> Result<bool, Outcome> {
+    let mut world = World::new(node)?;
+    world.upsert(Kind::Service, &case.services)?;
+    let mut earlier = case.endpoint_slices.clone();
+    for slice in &mut earlier {
+        let port = slice["ports"][0]["port"].as_u64();
+        if port != Some(u64::from(entry.reply_sport)) {
+            return Err(Outcome::Skipped(
+                "an entry of another endpoint port is not known here".to_owned(),
+            ));
+        }
+        slice["endpoints"] =
+            json!([{"addresses": [entry.reply_src], "conditions": {"ready": true}}]);
+    }
+    world.upsert(Kind::EndpointSlice, &earlier)?;
+    let client = SocketAddr::new([10, 0, 0, 9].into(), 40_000);
+    let to = SocketAddr::new(entry.orig_dst, entry.orig_dport);
+    let goes = |world: &World| {
+        send(world, client, to, super::answer::Kind::Datagram)
+            .map(|(first, _)| first)
+            .map_err(Outcome::Failed)
+    };
+    let before = goes(&world)?;
+    world.upsert(Kind::EndpointSlice, &case.endpoint_slices)?;
+    Ok(goes(&world)? != before)
 }

@@ -1,9 +1,10 @@
 //! What a well-formed service gets.
 
-use super::super::desired::{Family, ServicePortName};
+use super::super::desired::{DesiredEndpoint, Family, ObjectName, ServicePortName};
 use super::super::refusal::Feature;
 use super::super::report::NoLocalEndpoints;
 use super::*;
+use lb_common::addr::Protocol;
 use lb_common::table::EmptyAction;
 
 const LB: &str = "198.51.100.7";
@@ -351,4 +352,100 @@ fn a_node_that_is_about_to_be_deleted_is_not_eligible() {
     assert!(!eligible(taint("ToBeDeletedByClusterAutoscaler"), None));
     assert!(!eligible(json!({}), Some("2026-01-01T00:00:00Z")));
     assert!(eligible(json!({}), None), "it may be taken back");
+}
+
+#[test]
+fn udp_conversations_stay_with_an_endpoint_that_serves_though_new_ones_avoid_it() {
+    let known = |protocol: &str| {
+        let mut state = state();
+        state.apply(service(
+            "web",
+            json!({"clusterIP": "10.96.0.1", "ports": [{"name": "http", "port": 80, "protocol": protocol}]}),
+        ));
+        let gone = json!({"addresses": ["10.0.0.3"], "nodeName": "there",
+            "conditions": {"ready": false, "serving": false, "terminating": true}});
+        let endpoints = json!([
+            ready("10.0.0.1", "there"),
+            terminating("10.0.0.2", "there"),
+            gone
+        ]);
+        state.apply(slice_object(json!({
+            "metadata": {"namespace": "ns", "name": "s",
+                "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4", "endpoints": endpoints,
+            "ports": [{"name": "http", "port": 8080, "protocol": protocol}],
+        })));
+        let protocol = if protocol == "UDP" {
+            Protocol::UDP
+        } else {
+            Protocol::TCP
+        };
+        let name = ServicePortName {
+            protocol,
+            ..http("web")
+        };
+        let desired = state.desired(&name).expect("a service port");
+        let one = |(at, e): (&std::net::SocketAddr, &DesiredEndpoint)| {
+            (at.ip().to_string(), e.cluster || e.local, e.draining)
+        };
+        desired.endpoints.iter().map(one).collect::<Vec<_>>()
+    };
+    let first = ("10.0.0.1".to_owned(), true, false);
+    let second = ("10.0.0.2".to_owned(), false, true);
+    assert_eq!(known("TCP"), std::slice::from_ref(&first));
+    assert_eq!(known("UDP"), [first, second]);
+}
+
+#[test]
+fn external_ips_are_served_only_where_the_operator_lets_them() {
+    let mut state = state_with(Options {
+        external_ips: false,
+        ..Options::default()
+    });
+    state.apply(service(
+        "web",
+        json!({"clusterIP": "10.96.0.1", "externalIPs": ["192.0.2.1"],
+            "externalTrafficPolicy": "Local"}),
+    ));
+    assert_eq!(frontends(&state, "web"), ["ClusterIp 10.96.0.1:80"]);
+    // The list still says that the service is reachable from outside (section 2).
+    assert!(desired(&state, "web").external_local);
+}
+
+#[test]
+fn the_ranges_of_cluster_ips_follow_service_cidr_objects() {
+    let mut state = state_with(Options {
+        service_cidrs: vec!["10.96.0.0/16".parse().expect("a test prefix")],
+        ..Options::default()
+    });
+    let range = |name: &str, cidrs: Value| {
+        let object = json!({"metadata": {"name": name}, "spec": {"cidrs": cidrs}});
+        Change::Apply(Object::ServiceCidr(Box::new(
+            serde_json::from_value(object).expect("a ServiceCIDR"),
+        )))
+    };
+    let known = |state: &State| -> Vec<String> {
+        let cidrs = &state.options().service_cidrs;
+        cidrs.iter().map(ToString::to_string).collect()
+    };
+    state.apply(range("kubernetes", json!(["10.96.0.0/16", "fd00::/112"])));
+    state.apply(range("more", json!(["10.99.0.0/16"])));
+    assert_eq!(
+        known(&state),
+        ["10.96.0.0/16", "fd00::/112", "10.99.0.0/16"]
+    );
+    let mut config = lb_common::host::HostTables::of_node().config;
+    state.options().configure(state.node(), &mut config);
+    let holds = |text: &str| {
+        let address: std::net::IpAddr = text.parse().expect("a test address");
+        config.is_in_service_cidr(&address.into())
+    };
+    assert!(holds("10.96.1.2") && holds("10.99.1.2") && holds("fd00::7"));
+    assert!(!holds("10.97.1.2") && !holds("fd00::1:0"));
+    let gone = ObjectName {
+        namespace: String::new(),
+        name: "more".to_owned(),
+    };
+    state.apply(Change::Delete(Kind::ServiceCidr, gone));
+    assert_eq!(known(&state), ["10.96.0.0/16", "fd00::/112"]);
 }

@@ -114,6 +114,7 @@ impl Store {
             Kind::Service => read(json).map(Object::Service),
             Kind::EndpointSlice => read(json).map(Object::EndpointSlice),
             Kind::Node => read(json).map(Object::Node),
+            Kind::ServiceCidr => read(json).map(Object::ServiceCidr),
         }
     }
 }

@@ -55,6 +55,12 @@ fn told(changes: &[Change]) -> Vec<String> {
         Change::Apply(Object::Node(object)) => {
             format!("apply Node {}", object.metadata.name.as_ref().unwrap())
         }
+        Change::Apply(Object::ServiceCidr(object)) => {
+            format!(
+                "apply ServiceCIDR {}",
+                object.metadata.name.as_ref().unwrap()
+            )
+        }
     };
     changes.iter().map(word).collect()
 }

@@ -1,4 +1,4 @@
-//! The Kubernetes API as the source: four watches, each with its own clock, one stream of changes.
+//! The Kubernetes API as the source: the watches, each with its own clock, one stream of changes.
 
 pub mod client;
 mod guard;
@@ -11,6 +11,7 @@ use crate::source::{Change, Kind, Object, Report};
 use client::Servers;
 use k8s_openapi::api::core::v1::{Endpoints, Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::collections::{BTreeMap, BTreeSet};
 use tokio::sync::mpsc;
@@ -44,6 +45,7 @@ impl KubeSource {
         };
         let services = watch.follow(Services);
         let node = watch.follow(OwnNode { name: self.node });
+        let ranges = watch.follow(ServiceRanges);
         let endpoints = async {
             if self.use_endpoints {
                 watch.follow(OldEndpoints::default()).await;
@@ -53,7 +55,7 @@ impl KubeSource {
         };
         tokio::select! {
             () = shutdown.cancelled() => {}
-            ((), (), ()) = async { tokio::join!(services, node, endpoints) } => {}
+            ((), (), (), ()) = async { tokio::join!(services, node, endpoints, ranges) } => {}
         }
     }
 }
@@ -174,6 +176,21 @@ impl Watched for OwnNode {
             status.images = None;
         }
         vec![Change::Apply(Object::Node(Box::new(node)))]
+    }
+}
+
+/// The ranges ClusterIPs come from (Kubernetes 1.33).
+struct ServiceRanges;
+
+impl Watched for ServiceRanges {
+    type Resource = ServiceCIDR;
+    const KIND: Kind = Kind::ServiceCidr;
+    const NAME: &'static str = "servicecidrs.networking.k8s.io";
+    const OPTIONAL: bool = true;
+
+    fn applied(&mut self, mut range: ServiceCIDR) -> Vec<Change> {
+        range.metadata.managed_fields = None;
+        vec![Change::Apply(Object::ServiceCidr(Box::new(range)))]
     }
 }
 

@@ -45,6 +45,10 @@ impl Running {
                     Kind::EndpointSlice,
                     format!("apply {}", name_of(&object.metadata)),
                 ),
+                Change::Apply(Object::ServiceCidr(object)) => (
+                    Kind::ServiceCidr,
+                    format!("apply {}", object.metadata.name.unwrap()),
+                ),
                 Change::Apply(Object::Node(object)) => (
                     Kind::Node,
                     format!("apply {}", object.metadata.name.unwrap()),
@@ -387,4 +391,35 @@ async fn an_object_that_does_not_decode_stays_as_it_was_and_stops_no_other() {
     let report = running.reports.recv().await.unwrap();
     let object = "Service n/bad".to_owned();
     assert_eq!(report, Report::Resolved { object, file: None });
+}
+
+#[tokio::test(start_paused = true)]
+async fn service_cidrs_are_followed_and_no_trouble_where_there_are_none() {
+    let (client, requests) = mock();
+    let mut asked = 0;
+    serve(requests, move |query| {
+        if !query.starts_with("/apis/networking.k8s.io/v1/servicecidrs?") {
+            return Answer::Hang;
+        }
+        asked += 1;
+        // An API server from before 1.33, which is upgraded meanwhile.
+        if asked < 3 {
+            return Answer::Status(404, "the server could not find the requested resource");
+        }
+        let range = json!({"kind": "ServiceCIDR", "apiVersion": "networking.k8s.io/v1",
+            "metadata": {"name": "kubernetes", "resourceVersion": "7"},
+            "spec": {"cidrs": ["10.96.0.0/16"]}});
+        Answer::Events(vec![
+            added(&range),
+            end_of_list("ServiceCIDR", "networking.k8s.io/v1"),
+        ])
+    });
+    let mut running = start(vec![client], false);
+    let mut said = running.next(Kind::ServiceCidr).await;
+    while said == "restart" {
+        said = running.next(Kind::ServiceCidr).await;
+    }
+    assert_eq!(said, "apply kubernetes");
+    assert_eq!(running.next(Kind::ServiceCidr).await, "complete");
+    assert!(running.reports.try_recv().is_err(), "nothing is wrong");
 }

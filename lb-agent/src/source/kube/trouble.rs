@@ -14,6 +14,8 @@ pub enum Meaning {
     Unsupported,
     /// 403 or 401: not allowed.
     Denied,
+    /// 404: the server does not have the resource.
+    Absent,
     /// No answer at all.
     Unreachable,
     /// A watch that ran broke off; the watcher goes on where it was.
@@ -30,6 +32,7 @@ impl Meaning {
                 410 => Self::Expired,
                 400 | 422 => Self::Unsupported,
                 401 | 403 => Self::Denied,
+                404 => Self::Absent,
                 _ => Self::Failed,
             },
             (None, watcher::Error::WatchFailed(_)) => Self::Broken,
@@ -44,7 +47,7 @@ impl Meaning {
             Self::Expired => None,
             Self::Denied => Some(Problem::Forbidden),
             Self::Unreachable | Self::Broken => Some(Problem::Unreachable),
-            Self::Unsupported | Self::Failed => Some(Problem::Failed),
+            Self::Unsupported | Self::Absent | Self::Failed => Some(Problem::Failed),
         }
     }
 }
@@ -132,6 +135,7 @@ mod tests {
             (410, Meaning::Expired),
             (422, Meaning::Unsupported),
             (401, Meaning::Denied),
+            (404, Meaning::Absent),
             (503, Meaning::Failed),
         ] {
             assert_eq!(Meaning::of(&api(code, "")), meaning);

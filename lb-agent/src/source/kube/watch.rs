@@ -40,6 +40,8 @@ pub(super) trait Watched {
     const NAME: &'static str;
     /// The label selector.
     const LABELS: Option<&'static str> = None;
+    /// API servers that do not have it are no trouble.
+    const OPTIONAL: bool = false;
 
     /// The field selector.
     fn fields(&self) -> Option<String> {
@@ -238,6 +240,9 @@ impl Watch {
         progress: &mut Progress,
     ) -> bool {
         let meaning = Meaning::of(error);
+        if W::OPTIONAL && meaning == Meaning::Absent {
+            return true;
+        }
         let Some(problem) = meaning.problem() else {
             return true;
         };
