@@ -20,8 +20,10 @@ pub(super) const FLOW_HASH: &str = "lb_flow_hash";
 /// What a look at the flow table found.
 #[derive(Debug)]
 pub(crate) struct FlowUse {
-    /// Live flows by backend.
+    /// Records by backend that have not expired: as long as there is one, the backend is needed.
     pub(crate) by_backend: HashMap<BackendId, u64>,
+    /// Those of them that have not closed.
+    pub(crate) active: HashMap<BackendId, u64>,
     /// Indexes of SNAT addresses that flows use.
     pub(crate) snat_addresses: HashSet<u32>,
     /// The bits of the address filter that live flows need.
@@ -34,6 +36,7 @@ impl FlowUse {
     fn empty() -> Self {
         Self {
             by_backend: HashMap::new(),
+            active: HashMap::new(),
             snat_addresses: HashSet::new(),
             bits: Box::new(AddressBits::EMPTY),
             fill: (0, 0),
@@ -52,6 +55,9 @@ impl FlowUse {
             return;
         }
         *self.by_backend.entry(flow.backend).or_default() += 1;
+        if !Lifetime::is_closed(protocol, flow.state) {
+            *self.active.entry(flow.backend).or_default() += 1;
+        }
         if flow.snat_address.0 != 0 {
             self.snat_addresses.insert(flow.snat_address.0);
         }

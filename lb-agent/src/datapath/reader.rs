@@ -112,7 +112,7 @@ impl Reader {
                 frontends.entry(frontend.service).or_default().push(view);
             }
         }
-        let flows = self.flows_by_backend()?;
+        let flows = self.active_flows()?;
         let mut views = Vec::with_capacity(names.len());
         for (id, name) in names {
             let service = self.service(id)?;
@@ -304,8 +304,8 @@ impl Reader {
         flows::scan(&self.directory, &config.hash_keys, |_| None).map_err(step("read", name::FLOWS))
     }
 
-    fn flows_by_backend(&self) -> Result<HashMap<BackendId, u64>, ReadError> {
-        self.flows().map(|flows| flows.by_backend)
+    fn active_flows(&self) -> Result<HashMap<BackendId, u64>, ReadError> {
+        self.flows().map(|flows| flows.active)
     }
 
     fn endpoint_view(

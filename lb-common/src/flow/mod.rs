@@ -224,14 +224,18 @@ impl Lifetime {
         now.since(seen) >= Self::timeout(protocol, state)
     }
 
+    /// True if both ends have closed a TCP connection, or one has reset it: only stragglers come.
+    #[inline(always)]
+    pub const fn is_closed(protocol: Protocol, state: u16) -> bool {
+        const CLOSED: u16 = FlowState::FIN_FORWARD | FlowState::FIN_REPLY;
+        protocol.0 == Protocol::TCP.0 && (state & FlowState::RESET != 0 || state & CLOSED == CLOSED)
+    }
+
     /// True if a newcomer without a free record may take this one: closed and reset flows, and
     /// embryonic ones that have waited a second. Live flows are never pushed out.
     #[inline(always)]
     pub const fn is_reclaimable(protocol: Protocol, state: u16, seen: Tick, now: Tick) -> bool {
-        const CLOSED: u16 = FlowState::FIN_FORWARD | FlowState::FIN_REPLY;
-        if protocol.0 == Protocol::TCP.0
-            && (state & FlowState::RESET != 0 || state & CLOSED == CLOSED)
-        {
+        if Self::is_closed(protocol, state) {
             return true;
         }
         state & FlowState::REPLIED == 0 && now.since(seen) >= const { Tick::seconds(1) }
