@@ -10,10 +10,12 @@ use nix::sys::socket::{
     socket,
 };
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-/// Behind filters that people put first (1), before those that put themselves last.
-const PRIORITY: u32 = 0x6c62;
+/// Behind filters that people put first (1), before those that put themselves last. One of several,
+/// as a priority that somebody else uses for another kind of filter is closed to us.
+const PRIORITIES: RangeInclusive<u32> = 0x6c62..=0x6c65;
 /// Any value will do; this one is easy to find in `tc filter show`.
 const HANDLE: u32 = 0x6c62;
 
@@ -138,8 +140,8 @@ fn next_message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     Some((kind, payload, &bytes[next..]))
 }
 
-fn filter_info() -> u32 {
-    (PRIORITY << 16) | u32::from(ETH_P_ALL.to_be())
+fn filter_info(priority: u32) -> u32 {
+    (priority << 16) | u32::from(ETH_P_ALL.to_be())
 }
 
 /// Puts a program on a device, in place of an older one of ours.
@@ -158,39 +160,79 @@ pub(super) fn attach(device: u32, direction: Direction, program: BorrowedFd<'_>)
         .attribute(TCA_BPF_FD, &program.as_raw_fd().to_ne_bytes())
         .attribute(TCA_BPF_NAME, name.as_bytes())
         .attribute(TCA_BPF_FLAGS, &TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes());
-    let mut filter = Message::new(
-        RTM_NEWTFILTER,
-        NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE,
-        device,
-        HANDLE,
-        parent(direction),
-        filter_info(),
-    );
-    filter
-        .attribute(TCA_KIND, b"bpf\0")
-        .attribute(TCA_OPTIONS, &options.0);
-    netlink.request(filter)
+    let mut attached = Err(io::Error::from_raw_os_error(libc::EINVAL));
+    for priority in PRIORITIES {
+        if attached.is_ok() {
+            // One of ours that found the better priority taken must not stay beside this one.
+            remove(&netlink, device, direction, priority)?;
+            continue;
+        }
+        let mut filter = Message::new(
+            RTM_NEWTFILTER,
+            NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE,
+            device,
+            HANDLE,
+            parent(direction),
+            filter_info(priority),
+        );
+        filter
+            .attribute(TCA_KIND, b"bpf\0")
+            .attribute(TCA_OPTIONS, &options.0);
+        attached = match netlink.request(filter) {
+            Err(error) if error.raw_os_error() != Some(libc::EINVAL) => return Err(error),
+            other => other,
+        };
+    }
+    attached
 }
 
-/// Whether a device has our filter.
-pub(super) fn is_attached(device: u32, direction: Direction) -> io::Result<bool> {
+/// Removes our filter of one priority. True if there was one.
+fn remove(netlink: &Socket, device: u32, direction: Direction, priority: u32) -> io::Result<bool> {
     let mut filter = Message::new(
-        RTM_GETTFILTER,
+        RTM_DELTFILTER,
         NLM_F_ACK,
         device,
         HANDLE,
         parent(direction),
-        filter_info(),
+        filter_info(priority),
     );
     filter.attribute(TCA_KIND, b"bpf\0");
-    match Socket::open()?.request(filter) {
+    match netlink.request(filter) {
         Ok(()) => Ok(true),
-        // No such filter, no such qdisc.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => {
+        // No such filter, one of another kind, no such qdisc, no such device.
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::ENOENT | libc::EINVAL | libc::ENODEV)
+            ) =>
+        {
             Ok(false)
         }
         Err(error) => Err(error),
     }
+}
+
+/// Whether a device has our filter.
+pub(super) fn is_attached(device: u32, direction: Direction) -> io::Result<bool> {
+    let netlink = Socket::open()?;
+    for priority in PRIORITIES {
+        let mut filter = Message::new(
+            RTM_GETTFILTER,
+            NLM_F_ACK,
+            device,
+            HANDLE,
+            parent(direction),
+            filter_info(priority),
+        );
+        filter.attribute(TCA_KIND, b"bpf\0");
+        match netlink.request(filter) {
+            Ok(()) => return Ok(true),
+            // No such filter, one of another kind, no such qdisc.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
 }
 
 /// Takes our filters off a device, and the qdisc if nobody else has a filter there. True if there
@@ -199,24 +241,8 @@ pub(super) fn detach(device: u32) -> io::Result<bool> {
     let netlink = Socket::open()?;
     let mut found = false;
     for direction in Direction::BOTH {
-        let mut filter = Message::new(
-            RTM_DELTFILTER,
-            NLM_F_ACK,
-            device,
-            HANDLE,
-            parent(direction),
-            filter_info(),
-        );
-        filter.attribute(TCA_KIND, b"bpf\0");
-        match netlink.request(filter) {
-            Ok(()) => found = true,
-            // No such filter, no such qdisc, no such device.
-            Err(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::ENOENT | libc::EINVAL | libc::ENODEV)
-                ) => {}
-            Err(error) => return Err(error),
+        for priority in PRIORITIES {
+            found |= remove(&netlink, device, direction, priority)?;
         }
     }
     if found && !has_filters(&netlink, device)? {

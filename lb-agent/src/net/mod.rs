@@ -60,10 +60,16 @@ pub fn follow() -> io::Result<mpsc::Receiver<Facts>> {
         MulticastGroup::Ipv4Ifaddr,
         MulticastGroup::Ipv6Ifaddr,
     ];
-    let (connection, handle, mut messages) = rtnetlink::new_multicast_connection(&groups)?;
+    let (listening, listener, mut messages) = rtnetlink::new_multicast_connection(&groups)?;
+    // Questions have a socket of their own: where messages overrun theirs, an answer would be lost
+    // with them and waited for in vain.
+    let (asking, handle, _) = rtnetlink::new_connection()?;
     let (sender, receiver) = mpsc::channel(1);
-    tokio::spawn(connection);
+    tokio::spawn(listening);
+    tokio::spawn(asking);
     tokio::spawn(async move {
+        // The connection lasts as long as its handle.
+        let _listener = listener;
         let mut last = None;
         loop {
             match look(&handle).await {
