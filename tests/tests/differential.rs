@@ -62,7 +62,7 @@ fn end(socket: &str) -> Endpoint {
 }
 
 /// The ends clients ask, of both families.
-const FRONTENDS: [&str; 24] = [
+const FRONTENDS: [&str; 26] = [
     "172.30.0.1:80",
     "172.30.0.2:80",
     "172.30.0.3:53",
@@ -90,6 +90,9 @@ const FRONTENDS: [&str; 24] = [
     // Guarded by source ranges.
     "198.51.100.9:443",
     "[2001:db8::8]:443",
+    // Node ports on addresses of the node that serve none.
+    "192.168.0.3:30080",
+    "[fd00:2::3]:30080",
 ];
 
 /// Who may use the guarded frontends.
@@ -249,8 +252,9 @@ fn tables() -> HostTables {
         let address: IpAddr = address.parse().expect("written");
         tables.add_any_port(address.into());
     }
-    let own = end(FRONTENDS[21]).addr;
-    tables.local.insert(own, LocalAddress::default());
+    for own in [FRONTENDS[21], FRONTENDS[24], FRONTENDS[25]] {
+        tables.local.insert(end(own).addr, LocalAddress::default());
+    }
     tables.config.set_service_cidrs(&[
         Prefix::new("172.30.0.0".parse().expect("written"), 16),
         Prefix::new("172.28.0.0".parse().expect("written"), 16),
