@@ -53,8 +53,12 @@ fn lists_watch_events_and_bookmarks_become_traffic_with_and_without_streaming_li
                 && request.contains("fieldSelector=metadata.name=node0");
             own || request.starts_with("/api/v1/services?")
                 || request.starts_with("/apis/discovery.k8s.io/v1/endpointslices?")
+                // This server is too old to have them, which is no trouble.
+                || request.starts_with("/apis/networking.k8s.io/v1/servicecidrs?")
         };
         ensure!(asked.iter().all(expected), "it asks for more: {asked:#?}");
+        let problems = cluster.site.metric("lb_source_problems", &[])?;
+        ensure!(problems.is_none(), "{problems:?}");
     }
     Ok(())
 }

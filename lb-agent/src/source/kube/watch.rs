@@ -169,27 +169,39 @@ impl Watch {
                 }
                 Err(error) => error,
             };
-            if progress.strategy.give_up(&error) {
-                return Left::Reopen;
-            }
             // What was answered before is no proof of what comes after.
             answers.mark_unchanged();
-            if !self.trouble::<W>(&error, server, progress).await {
-                return Left::Closed;
-            }
-            let unreachable = matches!(Meaning::of(&error), Meaning::Unreachable | Meaning::Broken);
-            let other = unreachable && self.servers.fail_over(number);
-            tokio::select! {
-                () = tokio::time::sleep(progress.backoff.next_wait()) => {}
-                () = self.changes.closed() => return Left::Closed,
-            }
-            // kube's watcher lists anew when it is told 410 in a watch, but not when the server
-            // refuses to begin one: it would ask for ever.
-            let refused = matches!(error, watcher::Error::WatchStartFailed(_));
-            if other || refused && Meaning::of(&error) == Meaning::Expired {
-                return Left::Reopen;
+            let place = (number, server);
+            if let Some(left) = self.failed::<W>(&error, place, progress).await {
+                return left;
             }
         }
+    }
+
+    /// Tells and waits after an error, unless it can be asked in another way. `None`: the stream
+    /// goes on by itself.
+    async fn failed<W: Watched>(
+        &self,
+        error: &watcher::Error,
+        (number, server): (usize, &str),
+        progress: &mut Progress,
+    ) -> Option<Left> {
+        if progress.strategy.give_up(error) {
+            return Some(Left::Reopen);
+        }
+        if !self.trouble::<W>(error, server, progress).await {
+            return Some(Left::Closed);
+        }
+        let unreachable = matches!(Meaning::of(error), Meaning::Unreachable | Meaning::Broken);
+        let other = unreachable && self.servers.fail_over(number);
+        tokio::select! {
+            () = tokio::time::sleep(progress.backoff.next_wait()) => {}
+            () = self.changes.closed() => return Some(Left::Closed),
+        }
+        // kube's watcher lists anew when it is told 410 in a watch, but not when the server refuses
+        // to begin one: it would ask for ever.
+        let refused = matches!(error, watcher::Error::WatchStartFailed(_));
+        (other || refused && Meaning::of(error) == Meaning::Expired).then_some(Left::Reopen)
     }
 
     /// Passes an event on. False if nobody listens.
@@ -241,7 +253,8 @@ impl Watch {
     ) -> bool {
         let meaning = Meaning::of(error);
         if W::OPTIONAL && meaning == Meaning::Absent {
-            return true;
+            // The server answers: whatever hindered it is over.
+            return self.resolved::<W>(progress).await;
         }
         let Some(problem) = meaning.problem() else {
             return true;
