@@ -144,7 +144,7 @@ impl Frontend {
     /// the race; halves of two values of one key never fit.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "bits of a hash")]
-    const fn seal_of(&self, keys: &HashKeys, key: &FrontendKey) -> u16 {
+    const fn seal_of(self, keys: &HashKeys, key: &FrontendKey) -> u16 {
         // The filter has asked for the same hash just before.
         let hash = (keys.hash(&key.addr, key.port, key.protocol) >> 48) as u16;
         hash ^ self.service.0 as u16 ^ ((key.family as u16) << 12)
