@@ -15,7 +15,7 @@ use array as store;
 use hash as store;
 
 use lb_common::addr::{BackendId, Endpoint, Protocol, Tick};
-use lb_common::flow::{Flow, Flows, NewFlow, Record, Refused, SnatAddressIndex};
+use lb_common::flow::{Flow, Flows, NewFlow, Quick, Record, Refused, SnatAddressIndex};
 
 const OK: u32 = 0;
 const FULL: u32 = 1;
@@ -66,6 +66,11 @@ impl Flows for KernelFlows {
         frontend: &Endpoint,
         protocol: Protocol,
     ) -> Option<Flow> {
+        match store::quick_by_frontend(client, frontend, protocol) {
+            Quick::Here(flow) => return Some(flow),
+            Quick::Nowhere => return None,
+            Quick::Unknown => {}
+        }
         let mut record = wanted(client, frontend, protocol);
         let code = store::by_frontend(&mut record);
         result(code, &record).ok()
@@ -78,6 +83,11 @@ impl Flows for KernelFlows {
         backend: &Endpoint,
         protocol: Protocol,
     ) -> Option<Flow> {
+        match store::quick_by_backend(client, backend, protocol) {
+            Quick::Here(flow) => return Some(flow),
+            Quick::Nowhere => return None,
+            Quick::Unknown => {}
+        }
         let mut record = wanted(client, backend, protocol);
         let code = store::by_backend(&mut record);
         result(code, &record).ok()

@@ -31,7 +31,7 @@ pub use memory::HostBuckets;
 pub use record::{Control, GROUP, Kind, Record, WORDS};
 #[cfg(any(test, feature = "host"))]
 pub use scan::{Census, Entry, read};
-pub use table::{Buckets, FlowTable};
+pub use table::{Buckets, FlowTable, Quick};
 
 use crate::addr::{Addr, BackendId, Endpoint, Port, Protocol, Tick};
 

@@ -53,6 +53,50 @@ enum Other<'a> {
     Backend(&'a Endpoint),
 }
 
+impl Other<'_> {
+    /// Both ports of a search as [`Record::ports`] has them. One number instead of two: what is kept
+    /// over the search must fit on the stack of the BPF machine, 512 bytes for a whole chain of calls.
+    #[inline(always)]
+    const fn ports(&self, client: &Endpoint) -> u32 {
+        match self {
+            Self::Written(end) => client.port.0 as u32 | (end.port.0 as u32) << 16,
+            Self::Backend(_) => client.port.0 as u32,
+        }
+    }
+}
+
+/// What a look at a record's home has found.
+enum Found {
+    /// The record.
+    Here(Record),
+    /// There is no such record.
+    Nowhere,
+    /// The home has records in other buckets, one of which it may be.
+    Elsewhere { home: u32, members: u64 },
+}
+
+/// The result of the quick half of a lookup.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Quick {
+    /// The flow.
+    Here(Flow),
+    /// There is no such flow.
+    Nowhere,
+    /// The whole lookup must tell.
+    Unknown,
+}
+
+impl Quick {
+    #[inline(always)]
+    fn of(found: &Found) -> Self {
+        match found {
+            Found::Here(record) => Self::Here(record.flow()),
+            Found::Nowhere => Self::Nowhere,
+            Found::Elsewhere { .. } => Self::Unknown,
+        }
+    }
+}
+
 impl<'a, B: Buckets, T: Tables> FlowTable<'a, B, T> {
     /// The table over this memory.
     #[inline(always)]
@@ -77,23 +121,59 @@ impl<'a, B: Buckets, T: Tables> FlowTable<'a, B, T> {
         other: Other<'_>,
         protocol: Protocol,
     ) -> Option<Record> {
-        let home = self.home(client, protocol)?;
-        // One number instead of two: what is kept over the search must fit on the stack of the BPF
-        // machine, 512 bytes for a whole chain of calls.
-        let ports = match other {
-            Other::Written(end) => u32::from(client.port.0) | u32::from(end.port.0) << 16,
-            Other::Backend(_) => u32::from(client.port.0),
-        };
-        if let Some(record) = self.probe(home, kind, client, other, ports, protocol) {
-            return Some(record);
+        match self.find_at_home(kind, client, other, protocol) {
+            Found::Here(record) => Some(record),
+            Found::Nowhere => None,
+            Found::Elsewhere { home, members } => {
+                self.find_elsewhere(home, members, kind, client, other, protocol)
+            }
         }
-        let bucket = self.buckets.bucket(home)?;
-        let mut members = (self.buckets.load(bucket, HOME) & MEMBERS) >> 1;
+    }
+
+    /// Looks at the home only, which is enough for most: this part melts into the hot path.
+    #[inline(always)]
+    fn find_at_home(
+        &self,
+        kind: Kind,
+        client: &Endpoint,
+        other: Other<'_>,
+        protocol: Protocol,
+    ) -> Found {
+        let Some(home) = self.home(client, protocol) else {
+            return Found::Nowhere;
+        };
+        let Some(bucket) = self.buckets.bucket(home) else {
+            return Found::Nowhere;
+        };
+        let ports = other.ports(client);
+        if let Some(record) = self.probe(bucket, home, kind, client, other, ports, protocol) {
+            return Found::Here(record);
+        }
+        match self.buckets.load(bucket, HOME) & MEMBERS {
+            0 => Found::Nowhere,
+            members => Found::Elsewhere { home, members },
+        }
+    }
+
+    #[inline(always)]
+    fn find_elsewhere(
+        &self,
+        home: u32,
+        members: u64,
+        kind: Kind,
+        client: &Endpoint,
+        other: Other<'_>,
+        protocol: Protocol,
+    ) -> Option<Record> {
+        let ports = other.ports(client);
+        let mut members = members >> 1;
         let mut distance = 1;
         while members != 0 && distance < GROUP {
+            let index = home ^ distance;
             if members & 1 != 0
+                && let Some(bucket) = self.buckets.bucket(index)
                 && let Some(record) =
-                    self.probe(home ^ distance, kind, client, other, ports, protocol)
+                    self.probe(bucket, index, kind, client, other, ports, protocol)
             {
                 return Some(record);
             }
@@ -118,6 +198,7 @@ impl<'a, B: Buckets, T: Tables> FlowTable<'a, B, T> {
     #[inline(always)]
     fn probe(
         &self,
+        bucket: B::Bucket,
         index: u32,
         kind: Kind,
         client: &Endpoint,
@@ -125,7 +206,6 @@ impl<'a, B: Buckets, T: Tables> FlowTable<'a, B, T> {
         ports: u32,
         protocol: Protocol,
     ) -> Option<Record> {
-        let bucket = self.buckets.bucket(index)?;
         let load = |word| self.buckets.load(bucket, word);
         let before = Control(load(CONTROL));
         let (client_0, client_1) = (load(CLIENT), load(CLIENT + 1));
@@ -197,6 +277,28 @@ impl<'a, B: Buckets, T: Tables> FlowTable<'a, B, T> {
         let record = self.read(handle.bucket)?;
         let control = record.control();
         (control.kind() == Kind::LIVE && control.version() == handle.version).then_some(record)
+    }
+
+    /// The quick half of [`Flows::by_frontend`]: one line of memory.
+    #[inline(always)]
+    pub fn quick_by_frontend(
+        &self,
+        client: &Endpoint,
+        frontend: &Endpoint,
+        protocol: Protocol,
+    ) -> Quick {
+        Quick::of(&self.find_at_home(Kind::LIVE, client, Other::Written(frontend), protocol))
+    }
+
+    /// The quick half of [`Flows::by_backend`].
+    #[inline(always)]
+    pub fn quick_by_backend(
+        &self,
+        client: &Endpoint,
+        backend: &Endpoint,
+        protocol: Protocol,
+    ) -> Quick {
+        Quick::of(&self.find_at_home(Kind::LIVE, client, Other::Backend(backend), protocol))
     }
 
     /// [`Flows::by_frontend`], as a record.

@@ -10,8 +10,8 @@ use crate::env::Kernel;
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::btf_maps::Array;
 use aya_ebpf::macros::btf_map;
-use lb_common::addr::Tick;
-use lb_common::flow::{Buckets, Flow, FlowTable, Flows, Record, Refused, SnatAddressIndex, WORDS};
+use lb_common::addr::{Endpoint, Protocol, Tick};
+use lb_common::flow::{Buckets, Flow, FlowTable, Flows, Quick, Record, Refused, SnatAddressIndex, WORDS};
 
 /// One bucket: see `lb_common::flow::Record`.
 #[repr(C)]
@@ -138,6 +138,27 @@ unsafe extern "C" fn lb_flow_attach(record: *mut Record, address: u32, now: u32)
     };
     let result = table().attach(record, SnatAddressIndex(address), Tick(now));
     answer(record, result)
+}
+
+/// Looks for the flow where most flows are. This half of a lookup is no function of its own: a call
+/// costs as much again.
+#[inline(always)]
+pub(super) fn quick_by_frontend(
+    client: &Endpoint,
+    frontend: &Endpoint,
+    protocol: Protocol,
+) -> Quick {
+    table().quick_by_frontend(client, frontend, protocol)
+}
+
+/// As [`quick_by_frontend`].
+#[inline(always)]
+pub(super) fn quick_by_backend(
+    client: &Endpoint,
+    backend: &Endpoint,
+    protocol: Protocol,
+) -> Quick {
+    table().quick_by_backend(client, backend, protocol)
 }
 
 /// Replaces `record` by the flow between its client and frontend.

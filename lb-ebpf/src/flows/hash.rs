@@ -14,7 +14,7 @@ use aya_ebpf::btf_maps::LruHashMap;
 use aya_ebpf::macros::btf_map;
 use lb_common::addr::{Endpoint, Protocol, Tick};
 use lb_common::env::{Env, Tables};
-use lb_common::flow::{Control, Flow, Kind, Lifetime, Record, SnatAddressIndex};
+use lb_common::flow::{Control, Flow, Kind, Lifetime, Quick, Record, SnatAddressIndex};
 
 /// Two ends and what they are the ends of.
 #[repr(C)]
@@ -100,6 +100,18 @@ fn behind(ends: &Key) -> Option<&'static Record> {
 fn is_expired(record: &Record, now: Tick) -> bool {
     let control = record.control();
     Lifetime::is_expired(record.protocol(), control.state(), control.seen(), now)
+}
+
+/// A hash lookup has no quick half.
+#[inline(always)]
+pub(super) const fn quick_by_frontend(_: &Endpoint, _: &Endpoint, _: Protocol) -> Quick {
+    Quick::Unknown
+}
+
+/// As [`quick_by_frontend`].
+#[inline(always)]
+pub(super) const fn quick_by_backend(_: &Endpoint, _: &Endpoint, _: Protocol) -> Quick {
+    Quick::Unknown
 }
 
 /// Replaces `record` by the flow between its client and frontend.
