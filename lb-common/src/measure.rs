@@ -16,14 +16,16 @@ pub struct Plan {
     pub mask: u64,
     /// Number of the first client.
     pub first: u64,
-    /// Destination address, as it lies in a packet.
-    pub destination: u32,
+    /// Zero, of which the compiler and the processor do not know that it always is.
+    pub zero: u64,
+    /// Destination address as it lies in a packet; IPv4 uses the last word.
+    pub destination: [u32; 4],
     /// Destination port, as it lies in a packet.
     pub port: u16,
     /// TCP flags.
     pub flags: u8,
     /// Must be zero.
-    pub reserved: u8,
+    pub reserved: [u8; 5],
     /// Number of lines of `lb_cold` minus one (a power of two minus one).
     pub lines: u64,
 }

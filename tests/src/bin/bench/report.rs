@@ -59,20 +59,30 @@ impl Goal {
     }
 }
 
-/// Everything a run has found.
+/// One part of a run.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Report {
-    /// Kernel release.
-    pub(crate) kernel: String,
-    /// The generator alone; `net` figures are without it.
-    pub(crate) generator: f64,
+pub(crate) struct Section {
+    /// What `--only` calls it.
+    pub(crate) name: &'static str,
+    /// What its figures are.
+    pub(crate) unit: &'static str,
     /// All cases.
     pub(crate) figures: Vec<Figure>,
     /// All goals.
     pub(crate) goals: Vec<Goal>,
 }
 
-impl Report {
+impl Section {
+    /// Nothing yet.
+    pub(crate) const fn new(name: &'static str, unit: &'static str) -> Self {
+        Self {
+            name,
+            unit,
+            figures: Vec::new(),
+            goals: Vec::new(),
+        }
+    }
+
     /// The figure of a case.
     pub(crate) fn net(&self, name: &str) -> f64 {
         self.figures
@@ -80,34 +90,39 @@ impl Report {
             .find(|figure| figure.name == name)
             .map_or(f64::NAN, |figure| figure.net)
     }
+}
 
+/// Everything a run has found.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Report {
+    /// Kernel release.
+    pub(crate) kernel: String,
+    /// The parts.
+    pub(crate) sections: Vec<Section>,
+}
+
+impl Report {
     /// For people.
     pub(crate) fn table(&self) -> String {
-        let mut text = format!(
-            "kernel {}; ns a packet: quickest round, first quartile, quickest without the \
-             generator ({:.1})\n\n",
-            self.kernel, self.generator
-        );
-        for Figure {
-            name,
-            minimum,
-            lower_quartile,
-            net,
-        } in &self.figures
-        {
+        let mut text = format!("kernel {}\n", self.kernel);
+        for section in &self.sections {
             // Writing to a string does not fail.
-            let _ = writeln!(
-                text,
-                "{name:44} {minimum:8.1} {lower_quartile:8.1} {net:8.1}"
-            );
+            let _ = writeln!(text, "\n{}: minimum, lower quartile, net", section.unit);
+            for figure in &section.figures {
+                let _ = writeln!(
+                    text,
+                    "{:64} {:9.1} {:9.1} {:9.1}",
+                    figure.name, figure.minimum, figure.lower_quartile, figure.net
+                );
+            }
         }
         text.push('\n');
-        for goal in &self.goals {
+        for goal in self.sections.iter().flat_map(|section| &section.goals) {
             let verdict = if goal.reached { "reached" } else { "MISSED" };
             let (name, value, limit, unit) = (&goal.name, goal.value, goal.limit, goal.unit);
             let _ = writeln!(
                 text,
-                "{name:60} {value:7.2} {unit} of at most {limit:6.2}: {verdict}"
+                "{name:68} {value:7.2} {unit} of at most {limit:6.2}: {verdict}"
             );
         }
         text
