@@ -3,10 +3,10 @@
 //! In the kernel these are BPF maps and helpers, inlined away; on the host, plain memory
 //! ([`crate::host`]). No load-balancing decision is ever written on the other side of these traits.
 
-use crate::addr::{Addr, BackendId, Port, Protocol, ServiceId, Tick};
+use crate::addr::{Addr, BackendId, ServiceId, Tick};
 use crate::table::{
-    Affinity, AffinityKey, Backend, Config, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-    LocalAddress, Service, ServiceCounters, Slot, SnatAddresses, SourceOf,
+    AddressBits, Affinity, AffinityKey, Backend, Config, Filter, FragmentKey, FragmentPorts,
+    Frontend, FrontendKey, LocalAddress, Service, ServiceCounters, Slot, SnatAddresses, SourceOf,
 };
 use crate::verdict::Reason;
 
@@ -23,8 +23,8 @@ pub trait Env {
 pub trait Tables {
     /// The configuration. `None` only before the agent has ever written it.
     fn config(&self) -> Option<&Config>;
-    /// Word `index` of the address filter.
-    fn address_bits(&self, index: usize) -> u64;
+    /// The address filter.
+    fn address_bits(&self) -> Option<&AddressBits>;
     /// The frontend under `key`.
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
     /// True if a source lies in one of the service's ranges.
@@ -47,26 +47,13 @@ pub trait Tables {
     /// Counts a reason.
     fn count(&self, reason: Reason);
 
-    /// True if the filter does not exclude that {address, port, protocol} is a frontend.
+    /// The address filter with its keys.
     #[inline(always)]
-    fn may_be_frontend(
-        &self,
-        config: &Config,
-        addr: &Addr,
-        port: Port,
-        protocol: Protocol,
-    ) -> bool {
-        let (word, mask) =
-            crate::table::AddressBits::frontend_bit(&config.hash_keys, addr, port, protocol);
-        self.address_bits(word) & mask != 0
-    }
-
-    /// True if the filter does not exclude that {address, port, protocol} is a backend.
-    #[inline(always)]
-    fn may_be_backend(&self, config: &Config, addr: &Addr, port: Port, protocol: Protocol) -> bool {
-        let (word, mask) =
-            crate::table::AddressBits::backend_bit(&config.hash_keys, addr, port, protocol);
-        self.address_bits(word) & mask != 0
+    fn filter<'a>(&'a self, config: &'a Config) -> Option<Filter<'a>> {
+        Some(Filter {
+            bits: self.address_bits()?,
+            keys: &config.hash_keys,
+        })
     }
 }
 

@@ -58,7 +58,7 @@ pub struct HostTables {
     /// See [`Config`].
     pub config: Config,
     /// See [`AddressBits`].
-    pub bits: AddressBits,
+    pub bits: Box<AddressBits>,
     /// See [`Frontend`].
     pub frontends: HashMap<FrontendKey, Frontend>,
     /// See [`SourceRange`].
@@ -94,7 +94,7 @@ impl HostTables {
     pub fn new(config: Config) -> Self {
         Self {
             config,
-            bits: AddressBits::EMPTY,
+            bits: Box::new(AddressBits::EMPTY),
             frontends: HashMap::default(),
             ranges: Vec::default(),
             services: Vec::default(),
@@ -118,8 +118,8 @@ impl Tables for HostTables {
         Some(&self.config)
     }
 
-    fn address_bits(&self, index: usize) -> u64 {
-        self.bits.words[index]
+    fn address_bits(&self) -> Option<&AddressBits> {
+        Some(&self.bits)
     }
 
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {

@@ -34,7 +34,7 @@ fn stress<B: Buckets + Sync>(buckets: &B, count: usize, flows: usize, rounds: u3
             .map(|id| {
                 scope.spawn(move || {
                     let tables = tables(count);
-                    let table = FlowTable::new(buckets, &tables);
+                    let table = FlowTable::new(buckets, &tables, &tables.config);
                     let mut worker = Worker::new(id, flows);
                     for _ in 0..rounds {
                         let mut batch = worker.batch(16);
@@ -55,7 +55,7 @@ fn stress<B: Buckets + Sync>(buckets: &B, count: usize, flows: usize, rounds: u3
             .collect::<Vec<_>>()
     });
     let tables = tables(count);
-    let table = FlowTable::new(buckets, &tables);
+    let table = FlowTable::new(buckets, &tables, &tables.config);
     let words: Vec<[u64; WORDS]> = (0..u32::try_from(count).unwrap())
         .map(|index| {
             let bucket = buckets.bucket(index).unwrap();

@@ -9,8 +9,9 @@ use lb_common::addr::{Addr, BackendId, ServiceId, Tick};
 use lb_common::env::{Env, PacketTables, Tables};
 use lb_common::feature::Feature;
 use lb_common::table::{
-    Affinity, AffinityKey, Backend, BackendCounters, Config, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, LocalAddress, Service, ServiceCounters, Slot, SnatAddresses, SourceOf,
+    AddressBits, Affinity, AffinityKey, Backend, BackendCounters, Config, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, LocalAddress, Service, ServiceCounters, Slot,
+    SnatAddresses, SourceOf,
 };
 use lb_common::verdict::Reason;
 
@@ -55,13 +56,8 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn address_bits(&self, index: usize) -> u64 {
-        let Some(bits) = maps::ADDRESS_BITS.get(0) else {
-            return 0;
-        };
-        // The mask is for the verifier; the length is a power of two.
-        let index = index & (bits.words.len() - 1);
-        bits.words.get(index).copied().unwrap_or(0)
+    fn address_bits(&self) -> Option<&AddressBits> {
+        maps::ADDRESS_BITS.get(0)
     }
 
     #[inline(always)]

@@ -16,6 +16,7 @@ use hash as store;
 
 use lb_common::addr::{BackendId, Endpoint, Protocol, Tick};
 use lb_common::flow::{Flow, Flows, NewFlow, Quick, Record, Refused, SnatAddressIndex};
+use lb_common::table::Config;
 
 const OK: u32 = 0;
 const FULL: u32 = 1;
@@ -50,7 +51,10 @@ fn result(code: u32, record: &Record) -> Result<Flow, Refused> {
 
 /// The flow table as the core uses it.
 #[derive(Clone, Copy)]
-pub struct KernelFlows;
+pub struct KernelFlows<'a, const QUICK: bool> {
+    /// The hash keys and the size of the table.
+    pub config: &'a Config,
+}
 
 /// A record that only says what is looked for.
 #[inline(always)]
@@ -58,7 +62,7 @@ fn wanted(client: &Endpoint, other: &Endpoint, protocol: Protocol) -> Record {
     Record::of_flow(client, other, protocol, BackendId(0))
 }
 
-impl Flows for KernelFlows {
+impl<const QUICK: bool> Flows for KernelFlows<'_, QUICK> {
     #[inline(always)]
     fn by_frontend(
         &self,
@@ -66,10 +70,12 @@ impl Flows for KernelFlows {
         frontend: &Endpoint,
         protocol: Protocol,
     ) -> Option<Flow> {
-        match store::quick_by_frontend(client, frontend, protocol) {
-            Quick::Here(flow) => return Some(flow),
-            Quick::Nowhere => return None,
-            Quick::Unknown => {}
+        if QUICK {
+            match store::quick_by_frontend(self.config, client, frontend, protocol) {
+                Quick::Here(flow) => return Some(flow),
+                Quick::Nowhere => return None,
+                Quick::Unknown => {}
+            }
         }
         let mut record = wanted(client, frontend, protocol);
         let code = store::by_frontend(&mut record);
@@ -83,10 +89,12 @@ impl Flows for KernelFlows {
         backend: &Endpoint,
         protocol: Protocol,
     ) -> Option<Flow> {
-        match store::quick_by_backend(client, backend, protocol) {
-            Quick::Here(flow) => return Some(flow),
-            Quick::Nowhere => return None,
-            Quick::Unknown => {}
+        if QUICK {
+            match store::quick_by_backend(self.config, client, backend, protocol) {
+                Quick::Here(flow) => return Some(flow),
+                Quick::Nowhere => return None,
+                Quick::Unknown => {}
+            }
         }
         let mut record = wanted(client, backend, protocol);
         let code = store::by_backend(&mut record);
@@ -124,11 +132,11 @@ impl Flows for KernelFlows {
 
     #[inline(always)]
     fn note(&self, flow: &Flow, state: u16, now: Tick) {
-        store::note(flow, state, now);
+        store::note(self.config, flow, state, now);
     }
 
     #[inline(always)]
     fn remove(&self, flow: &Flow) {
-        store::remove(flow);
+        store::remove(self.config, flow);
     }
 }

@@ -2,7 +2,7 @@
 
 #![no_std]
 #![no_main]
-#![cfg_attr(feature = "atomics", feature(asm_experimental_arch))]
+#![feature(asm_experimental_arch)]
 
 #[cfg(feature = "atomics")]
 mod atomic;

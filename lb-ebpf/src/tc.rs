@@ -13,24 +13,24 @@ use aya_ebpf::macros::{btf_map, classifier};
 use aya_ebpf::programs::TcContext;
 use lb_common::flow::Flows;
 use lb_common::packet::{Next, Packet, Scratch, Stage, World, egress, in_stages, ingress};
+use lb_common::table::Config;
 use lb_common::verdict::Verdict;
 
 /// What the stages of one packet leave to each other.
 #[btf_map(name = "lb_scratch")]
 static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
-/// The packet path's world: maps and helpers.
-struct PacketPath {
+/// The packet path's world: maps and helpers. With `QUICK`, what is looked up in the flow table is
+/// looked for in the caller's own code first: for the stage that most packets need. The others do
+/// without, for they need their stack for themselves.
+struct PacketPath<const QUICK: bool> {
     kernel: Kernel,
-    flows: KernelFlows,
 }
 
-const WORLD: PacketPath = PacketPath {
-    kernel: Kernel,
-    flows: KernelFlows,
-};
+const WORLD: PacketPath<false> = PacketPath { kernel: Kernel };
+const ORDINARY: PacketPath<true> = PacketPath { kernel: Kernel };
 
-impl World for PacketPath {
+impl<const QUICK: bool> World for PacketPath<QUICK> {
     type Tables = Kernel;
     type Env = Kernel;
 
@@ -45,8 +45,8 @@ impl World for PacketPath {
     }
 
     #[inline(always)]
-    fn flows(&self) -> impl Flows {
-        self.flows
+    fn flows<'a>(&'a self, config: &'a Config) -> impl Flows + 'a {
+        KernelFlows::<QUICK> { config }
     }
 
     #[inline(always)]
@@ -61,36 +61,43 @@ impl World for PacketPath {
 /// One stage of a hook as a function the verifier checks by itself, with a stack of its own.
 macro_rules! stage {
     ($name:ident, $hook:ident, $stage:ident, $link:expr) => {
+        stage!($name, $hook, $stage, $link, WORLD);
+    };
+    ($name:ident, $hook:ident, $stage:ident, $link:expr, $world:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $name(skb: *mut __sk_buff) -> u32 {
             let mut packet = TcPacket::<{ $link }>::new(skb);
-            $hook(Stage::$stage, &mut packet, &WORLD) as u32
+            $hook(Stage::$stage, &mut packet, &$world) as u32
         }
     };
 }
 
-stage!(lb_in, ingress, Ordinary, ETHERNET);
+stage!(lb_in_v4, ingress, OrdinaryV4, ETHERNET, ORDINARY);
+stage!(lb_in_v6, ingress, OrdinaryV6, ETHERNET, ORDINARY);
 stage!(lb_in_rare, ingress, Rare, ETHERNET);
 stage!(lb_in_parsed, ingress, Parsed, ETHERNET);
 stage!(lb_in_icmp, ingress, Icmp, ETHERNET);
 stage!(lb_in_open, ingress, Open, ETHERNET);
 stage!(lb_in_begin, ingress, Begin, ETHERNET);
 stage!(lb_in_refuse, ingress, Refuse, ETHERNET);
-stage!(lb_out, egress, Ordinary, ETHERNET);
+stage!(lb_out_v4, egress, OrdinaryV4, ETHERNET, ORDINARY);
+stage!(lb_out_v6, egress, OrdinaryV6, ETHERNET, ORDINARY);
 stage!(lb_out_rare, egress, Rare, ETHERNET);
 stage!(lb_out_parsed, egress, Parsed, ETHERNET);
 stage!(lb_out_icmp, egress, Icmp, ETHERNET);
 stage!(lb_out_open, egress, Open, ETHERNET);
 
-stage!(lb_in_l3, ingress, Ordinary, 0);
+stage!(lb_in_v4_l3, ingress, OrdinaryV4, 0, ORDINARY);
+stage!(lb_in_v6_l3, ingress, OrdinaryV6, 0, ORDINARY);
 stage!(lb_in_rare_l3, ingress, Rare, 0);
 stage!(lb_in_parsed_l3, ingress, Parsed, 0);
 stage!(lb_in_icmp_l3, ingress, Icmp, 0);
 stage!(lb_in_open_l3, ingress, Open, 0);
 stage!(lb_in_begin_l3, ingress, Begin, 0);
 stage!(lb_in_refuse_l3, ingress, Refuse, 0);
-stage!(lb_out_l3, egress, Ordinary, 0);
+stage!(lb_out_v4_l3, egress, OrdinaryV4, 0, ORDINARY);
+stage!(lb_out_v6_l3, egress, OrdinaryV6, 0, ORDINARY);
 stage!(lb_out_rare_l3, egress, Rare, 0);
 stage!(lb_out_parsed_l3, egress, Parsed, 0);
 stage!(lb_out_icmp_l3, egress, Icmp, 0);
@@ -130,9 +137,10 @@ fn exchange_neighbours(skb: *mut __sk_buff) -> Option<()> {
 #[classifier]
 pub fn tc_ingress(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
-    let verdict = in_stages(|stage| {
+    let verdict = in_stages(TcPacket::<ETHERNET>::of(skb).family(), |stage| {
         Next::from_number(match stage {
-            Stage::Ordinary => lb_in(skb),
+            Stage::OrdinaryV4 => lb_in_v4(skb),
+            Stage::OrdinaryV6 => lb_in_v6(skb),
             Stage::Rare => lb_in_rare(skb),
             Stage::Parsed => lb_in_parsed(skb),
             Stage::Icmp => lb_in_icmp(skb),
@@ -148,9 +156,10 @@ pub fn tc_ingress(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn tc_egress(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
-    let verdict = in_stages(|stage| {
+    let verdict = in_stages(TcPacket::<ETHERNET>::of(skb).family(), |stage| {
         Next::from_number(match stage {
-            Stage::Ordinary => lb_out(skb),
+            Stage::OrdinaryV4 => lb_out_v4(skb),
+            Stage::OrdinaryV6 => lb_out_v6(skb),
             Stage::Rare => lb_out_rare(skb),
             Stage::Parsed => lb_out_parsed(skb),
             Stage::Icmp => lb_out_icmp(skb),
@@ -165,9 +174,10 @@ pub fn tc_egress(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn tc_ingress_l3(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
-    let verdict = in_stages(|stage| {
+    let verdict = in_stages(TcPacket::<0>::of(skb).family(), |stage| {
         Next::from_number(match stage {
-            Stage::Ordinary => lb_in_l3(skb),
+            Stage::OrdinaryV4 => lb_in_v4_l3(skb),
+            Stage::OrdinaryV6 => lb_in_v6_l3(skb),
             Stage::Rare => lb_in_rare_l3(skb),
             Stage::Parsed => lb_in_parsed_l3(skb),
             Stage::Icmp => lb_in_icmp_l3(skb),
@@ -183,9 +193,10 @@ pub fn tc_ingress_l3(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn tc_egress_l3(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
-    let verdict = in_stages(|stage| {
+    let verdict = in_stages(TcPacket::<0>::of(skb).family(), |stage| {
         Next::from_number(match stage {
-            Stage::Ordinary => lb_out_l3(skb),
+            Stage::OrdinaryV4 => lb_out_v4_l3(skb),
+            Stage::OrdinaryV6 => lb_out_v6_l3(skb),
             Stage::Rare => lb_out_rare_l3(skb),
             Stage::Parsed => lb_out_parsed_l3(skb),
             Stage::Icmp => lb_out_icmp_l3(skb),

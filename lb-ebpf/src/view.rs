@@ -10,6 +10,7 @@ use aya_ebpf::helpers::{
     bpf_csum_update, bpf_l4_csum_replace, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_adjust_room,
     bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
 };
+use core::arch::asm;
 use core::mem::MaybeUninit;
 use lb_common::addr::Endpoint;
 use lb_common::packet::{Covers, Failed, Family, Packet};
@@ -37,6 +38,45 @@ macro_rules! context {
         // SAFETY: as above.
         unsafe { field.read_volatile() }
     }};
+}
+
+/// Reads `T`, which is a number of whole words. Packets are aligned to two bytes, and the compiler
+/// would read every word in pieces; packet memory may be read at any place.
+///
+/// # Safety
+/// The bytes lie inside the packet.
+#[inline(always)]
+unsafe fn read_words<T: FromBytes + Copy>(from: *const T) -> T {
+    const { assert!(size_of::<T>() <= 40 && size_of::<T>().is_multiple_of(4)) };
+    let mut value = MaybeUninit::<T>::uninit();
+    macro_rules! read {
+        ($size:literal, $word:ty: $($at:literal)*) => {$(
+            if $at < size_of::<T>() {
+                let word: u64;
+                // SAFETY: the word is one of those the caller vouches for.
+                unsafe {
+                    asm!(
+                        concat!("{word} = *(", $size, " *)({from} + ", $at, ")"),
+                        word = lateout(reg) word,
+                        from = in(reg) from,
+                        options(pure, readonly, nostack, preserves_flags),
+                    );
+                }
+                let bytes = value.as_mut_ptr().cast::<u8>();
+                // SAFETY: the word at `$at` is in the value.
+                let to = unsafe { bytes.add($at) }.cast::<$word>();
+                // SAFETY: as above.
+                unsafe { to.write_unaligned(word as $word) };
+            }
+        )*};
+    }
+    if size_of::<T>().is_multiple_of(8) {
+        read!("u64", u64: 0 8 16 24 32);
+    } else {
+        read!("u32", u32: 0 4 8 12 16 20 24 28 32 36);
+    }
+    // SAFETY: every word was written, and `T` is made of any bytes.
+    unsafe { value.assume_init() }
 }
 
 /// A packet whose link-layer header is `LINK` bytes long.
@@ -132,16 +172,14 @@ impl<const LINK: usize> Packet for TcPacket<LINK> {
 
     #[inline(always)]
     fn read<T: FromBytes + Copy, const AT: usize>(&self) -> Option<T> {
-        const { assert!(align_of::<T>() <= 2, "packets are aligned to two bytes") };
         let data = context!(self.skb, data) as usize;
         let end = context!(self.skb, data_end) as usize;
         let start = data + LINK + AT;
         if start + size_of::<T>() > end {
             return None;
         }
-        // SAFETY: the bytes lie inside the packet, which was just checked; `T` is made of any
-        // bytes and needs no more alignment than packets have.
-        Some(unsafe { (start as *const T).read() })
+        // SAFETY: the bytes lie inside the packet, which was just checked.
+        Some(unsafe { read_words(start as *const T) })
     }
 
     #[inline(always)]

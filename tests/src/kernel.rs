@@ -21,7 +21,7 @@ use lb_common::table::{
 };
 use lb_common::verdict::Reason;
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -319,10 +319,9 @@ impl KernelObject {
     }
 
     fn set_bit(&mut self, (word, mask): (usize, u64)) -> Result<()> {
-        let mut bits = self.array::<AddressBits>(name::ADDRESS_BITS)?;
-        let mut value = bits.get(&0, 0)?.0;
-        value.words[word] |= mask;
-        Ok(bits.set(0, Raw(value), 0)?)
+        let map = self.ebpf.map(name::ADDRESS_BITS);
+        let map = map.ok_or_else(|| anyhow!("no map {}", name::ADDRESS_BITS))?;
+        with_bits(map, |bits| bits[word] |= mask)
     }
 
     /// Declares an address of this node.
@@ -359,6 +358,37 @@ impl KernelObject {
     pub fn backend_counters(&self, id: BackendId) -> Result<Vec<BackendCounters>> {
         self.per_cpu(name::BACKEND_COUNTERS, id.0)
     }
+}
+
+/// Hands the words of the address filter, mapped into memory, to `change`: it is too large to be
+/// written whole for every bit.
+pub fn with_bits(map: &aya::maps::Map, change: impl FnOnce(&mut [u64])) -> Result<()> {
+    let aya::maps::Map::Array(map) = map else {
+        return Err(anyhow!("the address filter is no array"));
+    };
+    let (length, fd) = (size_of::<AddressBits>(), map.fd().as_fd().as_raw_fd());
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a fresh mapping at a place of the kernel's choice.
+    let start = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            length,
+            protection,
+            libc::MAP_SHARED,
+            fd,
+            0,
+        )
+    };
+    if start == libc::MAP_FAILED {
+        return Err(std::io::Error::last_os_error()).context("cannot map the address filter");
+    }
+    // SAFETY: the mapping is `length` bytes, page-aligned, and programs only read it.
+    change(unsafe { std::slice::from_raw_parts_mut(start.cast(), length / 8) });
+    // SAFETY: the mapping made above, of which no reference is left.
+    if unsafe { libc::munmap(start, length) } != 0 {
+        return Err(std::io::Error::last_os_error()).context("cannot unmap the address filter");
+    }
+    Ok(())
 }
 
 /// Looks `key` up.

@@ -1,6 +1,7 @@
 //! The real programs in the kernel, fed by hand: tables written from a host world, packets pushed
 //! through `BPF_PROG_TEST_RUN`. Nothing is attached or pinned.
 
+use crate::kernel::with_bits;
 use anyhow::{Context, Result, anyhow};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
@@ -85,7 +86,9 @@ impl Object {
     /// Writes the tables as the host has them; `flow_mask` must fit the size given to `load`.
     pub fn write(&mut self, tables: &HostTables) -> Result<()> {
         self.write_array(name::CONFIG, std::iter::once(tables.config.as_bytes()))?;
-        self.write_array(name::ADDRESS_BITS, std::iter::once(tables.bits.as_bytes()))?;
+        let bits = self.ebpf.map(name::ADDRESS_BITS);
+        let bits = bits.context("the object has no address filter")?;
+        with_bits(bits, |words| words.copy_from_slice(&tables.bits.words))?;
         self.write_array(
             name::SERVICES,
             tables.services.iter().map(IntoBytes::as_bytes),
@@ -149,7 +152,6 @@ impl Object {
                 CONFIG => {
                     Array::<_, [u8; CONFIG]>::try_from(&mut *map)?.set(index, bytes(value), 0)
                 }
-                BITS => Array::<_, [u8; BITS]>::try_from(&mut *map)?.set(index, bytes(value), 0),
                 other => return Err(anyhow!("no table has values of {other} bytes")),
             };
             result.with_context(|| format!("write element {index} of {name}"))?;
@@ -196,7 +198,6 @@ impl Object {
 }
 
 const CONFIG: usize = size_of::<lb_common::table::Config>();
-const BITS: usize = size_of::<lb_common::table::AddressBits>();
 
 /// A table's key or value as the array of bytes that aya takes.
 fn bytes<const N: usize, T: IntoBytes + zerocopy::Immutable + ?Sized>(value: &T) -> [u8; N] {

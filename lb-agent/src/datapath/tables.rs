@@ -141,7 +141,10 @@ impl Tables {
 
     /// Everything the planner needs to know of the tables.
     pub(super) fn held(&mut self, keys: HashKeys) -> io::Result<Held> {
-        let bits: [u64; BITS_WORDS] = self.bits.read(0)?;
+        let mut bits = Box::new(AddressBits::EMPTY);
+        for (to, from) in bits.words.iter_mut().zip(self.bits.get(0)?) {
+            *to = from.load(Ordering::Acquire);
+        }
         let mut names = Vec::new();
         sys::map_each(
             self.names.as_fd(),
@@ -170,7 +173,7 @@ impl Tables {
         })?;
         Ok(Held {
             keys,
-            bits: Box::new(AddressBits { words: bits }),
+            bits,
             names,
             services,
             backends,

@@ -10,7 +10,7 @@ mod tests;
 use crate::addr::{Addr, BackendId, Endpoint, Port, Protocol, ServiceId, Tick};
 use crate::env::{Env, Tables};
 use crate::table::{
-    Affinity, AffinityKey, Backend, Config, ConfigFlags, Frontend, FrontendKey, Membership,
+    Affinity, AffinityKey, Backend, Config, ConfigFlags, Filter, Frontend, FrontendKey, Membership,
     Service, ServiceFlags, SourceOf, Window,
 };
 
@@ -126,13 +126,14 @@ pub fn find_frontend(
     to: &Endpoint,
     protocol: Protocol,
 ) -> Option<Frontend> {
-    if tables.may_be_frontend(config, &to.addr, to.port, protocol) {
+    let filter = tables.filter(config)?;
+    if filter.may_be_frontend(&to.addr, to.port, protocol) {
         let key = FrontendKey::exact(to.addr, to.port, protocol);
         if let Some(frontend) = look_up(tables, config, &key) {
             return Some(frontend);
         }
     }
-    if tables.may_be_frontend(config, &Addr::UNSPECIFIED, to.port, protocol) {
+    if filter.may_be_frontend(&Addr::UNSPECIFIED, to.port, protocol) {
         let local = tables.local_address(&to.addr)?;
         if local.flags & crate::table::LocalAddress::NODE_PORTS == 0 {
             return None;
@@ -172,15 +173,16 @@ pub enum Unserved {
 /// False for addresses to which [`unserved`] certainly has no answer: cheap enough for every
 /// packet.
 #[inline(always)]
-pub fn may_be_unserved(tables: &impl Tables, config: &Config, to: &Addr) -> bool {
-    config.may_be_in_service_cidr(to) || tables.may_be_frontend(config, to, Port(0), Protocol(0))
+pub fn may_be_unserved(filter: &Filter<'_>, config: &Config, to: &Addr) -> bool {
+    config.may_be_in_service_cidr(to) || filter.may_be_frontend(to, Port(0), Protocol(0))
 }
 
 /// What becomes of what [`find_frontend`] has no frontend for. An address that the node itself has
 /// is left alone: somebody else serves it there (a node-local DNS cache, for one).
 #[inline(always)]
 pub fn unserved(tables: &impl Tables, config: &Config, to: &Addr) -> Option<Unserved> {
-    let answer = if tables.may_be_frontend(config, to, Port(0), Protocol(0))
+    let filter = tables.filter(config)?;
+    let answer = if filter.may_be_frontend(to, Port(0), Protocol(0))
         && look_up(tables, config, &FrontendKey::any_port(*to)).is_some()
     {
         Unserved::Port

@@ -408,7 +408,7 @@ fn the_filter_is_asked_first() {
     world.add_frontend(key, FrontendKind::ClusterIp);
     let to = endpoint("10.96.0.1", 443);
     assert!(find_frontend(&world.tables, &world.tables.config, &to, Protocol::TCP).is_some());
-    world.tables.bits = AddressBits::EMPTY;
+    *world.tables.bits = AddressBits::EMPTY;
     assert!(find_frontend(&world.tables, &world.tables.config, &to, Protocol::TCP).is_none());
 }
 

@@ -121,9 +121,7 @@ impl<B: Buckets, T: Tables> FlowTable<'_, B, T> {
         state: u16,
         now: Tick,
     ) -> Result<u32, Refused> {
-        let home = self
-            .home(&record.client(), record.protocol())
-            .ok_or(Refused::Full)?;
+        let home = self.home(&record.client(), record.protocol());
         let mut home = self.lock(home)?;
         let result = match self.look(&mut home, kind, record, now) {
             Present::At(index) => Ok(index),
@@ -163,12 +161,16 @@ impl<B: Buckets, T: Tables> FlowTable<'_, B, T> {
     /// Looks at every record of the home and drops the bits nobody needs any more.
     #[inline(always)]
     fn look(&self, home: &mut Home<B::Bucket>, kind: Kind, wanted: &Record, now: Tick) -> Present {
+        // Bit by bit: most homes have no members but themselves.
+        let mut left = home.members | 1;
         let mut distance = 0;
-        while distance < GROUP {
+        while left != 0 && distance < GROUP {
             let bit = 1u64 << distance;
             let here = distance;
+            let is_named = left & 1 != 0;
             distance += 1;
-            if here != 0 && home.members & bit == 0 {
+            left >>= 1;
+            if !is_named {
                 continue;
             }
             let Some(record) = self.read(home.index ^ here) else {
@@ -178,8 +180,8 @@ impl<B: Buckets, T: Tables> FlowTable<'_, B, T> {
             if found == Kind::BUSY {
                 continue;
             }
-            let is_ours = found != Kind::FREE
-                && self.home(&record.client(), record.protocol()) == Some(home.index);
+            let is_ours =
+                found != Kind::FREE && self.home(&record.client(), record.protocol()) == home.index;
             if !is_ours {
                 home.members &= !bit;
                 continue;

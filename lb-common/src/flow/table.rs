@@ -20,6 +20,7 @@ use super::record::{CLIENT, CONTROL, Control, ENDS, FRONTEND, HOME, Kind, MEMBER
 use super::{Flow, FlowHandle, Flows, GROUP, NewFlow, Refused, SnatAddressIndex};
 use crate::addr::{BackendId, Endpoint, Protocol, Tick};
 use crate::env::Tables;
+use crate::table::Config;
 
 /// The memory of the flow table, by buckets of [`WORDS`](super::WORDS) words.
 pub trait Buckets {
@@ -37,11 +38,12 @@ pub trait Buckets {
     fn swap_if(&self, bucket: Self::Bucket, word: usize, expected: u64, new: u64) -> bool;
 }
 
-/// The table, over its memory and the tables that name hash keys and backends.
+/// The table, over its memory, the tables that name backends and the configuration with the hash keys.
 #[derive(Debug)]
 pub struct FlowTable<'a, B, T> {
     pub(super) buckets: &'a B,
     pub(super) tables: &'a T,
+    pub(super) config: &'a Config,
 }
 
 /// What the other end of a wanted record is compared with.
@@ -100,16 +102,20 @@ impl Quick {
 impl<'a, B: Buckets, T: Tables> FlowTable<'a, B, T> {
     /// The table over this memory.
     #[inline(always)]
-    pub const fn new(buckets: &'a B, tables: &'a T) -> Self {
-        Self { buckets, tables }
+    pub const fn new(buckets: &'a B, tables: &'a T, config: &'a Config) -> Self {
+        Self {
+            buckets,
+            tables,
+            config,
+        }
     }
 
     /// The home of a client's end.
     #[inline(always)]
-    pub(super) fn home(&self, client: &Endpoint, protocol: Protocol) -> Option<u32> {
-        let config = self.tables.config()?;
-        let hash = config.hash_keys.hash(&client.addr, client.port, protocol);
-        Some((hash >> 32) as u32 & config.flow_mask)
+    pub(super) const fn home(&self, client: &Endpoint, protocol: Protocol) -> u32 {
+        let keys = &self.config.hash_keys;
+        let hash = keys.hash(&client.addr, client.port, protocol);
+        (hash >> 32) as u32 & self.config.flow_mask
     }
 
     /// The record of `kind` between `client` and the other end.
@@ -139,9 +145,7 @@ impl<'a, B: Buckets, T: Tables> FlowTable<'a, B, T> {
         other: Other<'_>,
         protocol: Protocol,
     ) -> Found {
-        let Some(home) = self.home(client, protocol) else {
-            return Found::Nowhere;
-        };
+        let home = self.home(client, protocol);
         let Some(bucket) = self.buckets.bucket(home) else {
             return Found::Nowhere;
         };

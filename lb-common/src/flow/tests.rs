@@ -41,7 +41,7 @@ impl World {
     }
 
     fn flows(&self) -> FlowTable<'_, HostBuckets, HostTables> {
-        FlowTable::new(&self.buckets, &self.tables)
+        FlowTable::new(&self.buckets, &self.tables, &self.tables.config)
     }
 
     fn census(&self, now: Tick) -> Census {

@@ -4,6 +4,7 @@ use super::{HostEnv, HostTables};
 use crate::addr::Endpoint;
 use crate::flow::{FlowTable, Flows, HostBuckets};
 use crate::packet::{Covers, Failed, Family, Packet, Scratch, World, egress, in_stages, ingress};
+use crate::table::Config;
 use crate::verdict::Verdict;
 use crate::wire::Difference;
 use std::cell::RefCell;
@@ -44,13 +45,13 @@ impl PacketWorld {
     /// Treats a packet that arrives on the device `ifindex`.
     pub fn ingress(&self, bytes: &mut Vec<u8>, ifindex: u32) -> Verdict {
         let mut packet = self.packet(bytes, ifindex);
-        in_stages(|stage| ingress(stage, &mut packet, self))
+        in_stages(packet.family(), |stage| ingress(stage, &mut packet, self))
     }
 
     /// Treats a packet that leaves by the device `ifindex`.
     pub fn egress(&self, bytes: &mut Vec<u8>, ifindex: u32) -> Verdict {
         let mut packet = self.packet(bytes, ifindex);
-        in_stages(|stage| egress(stage, &mut packet, self))
+        in_stages(packet.family(), |stage| egress(stage, &mut packet, self))
     }
 
     pub(crate) const fn packet<'a>(
@@ -78,8 +79,8 @@ impl World for PacketWorld {
         &self.env
     }
 
-    fn flows(&self) -> impl Flows {
-        FlowTable::new(&self.buckets, &self.tables)
+    fn flows<'a>(&'a self, config: &'a Config) -> impl Flows + 'a {
+        FlowTable::new(&self.buckets, &self.tables, config)
     }
 
     fn with_scratch<R>(&self, work: impl FnOnce(&mut Scratch) -> R) -> Option<R> {

@@ -1,7 +1,7 @@
 //! What a packet meets as it leaves: SNAT of requests whose flow wants it, un-DNAT of replies.
 
 use super::ingress::{keep, kept};
-use super::parse::{Ordinary, Thorough, ordinary, thorough};
+use super::parse::{Ordinary, Thorough, ordinary_v4, ordinary_v6, thorough};
 use super::{Headers, Next, Packet, Stage, World, fragment, icmp, nat, snat};
 use crate::addr::{BackendId, Endpoint};
 use crate::env::{Env, PacketTables, Tables};
@@ -17,11 +17,8 @@ pub fn egress<P: Packet, W: World>(stage: Stage, packet: &mut P, world: &W) -> N
         return Next::Continue;
     };
     match stage {
-        Stage::Ordinary => match ordinary(packet) {
-            Ordinary::Segment(mut headers) => segment(packet, world, config, &mut headers),
-            Ordinary::Rare => Next::Rare,
-            Ordinary::Foreign => Next::Continue,
-        },
+        Stage::OrdinaryV4 => ordinary(packet, world, config, ordinary_v4(packet)),
+        Stage::OrdinaryV6 => ordinary(packet, world, config, ordinary_v6(packet)),
         Stage::Rare => rare(packet, world),
         Stage::Parsed => match kept(world) {
             Some(mut headers) => segment(packet, world, config, &mut headers),
@@ -36,6 +33,21 @@ pub fn egress<P: Packet, W: World>(stage: Stage, packet: &mut P, world: &W) -> N
             None => Next::Continue,
         },
         Stage::Begin | Stage::Refuse => Next::Continue,
+    }
+}
+
+/// Goes on with what the quick look has found.
+#[inline(always)]
+fn ordinary<P: Packet, W: World>(
+    packet: &mut P,
+    world: &W,
+    config: &Config,
+    found: Ordinary,
+) -> Next {
+    match found {
+        Ordinary::Segment(mut headers) => segment(packet, world, config, &mut headers),
+        Ordinary::Rare => Next::Rare,
+        Ordinary::Foreign => Next::Continue,
     }
 }
 
@@ -61,22 +73,25 @@ fn segment<P: Packet, W: World>(
     config: &Config,
     headers: &mut Headers,
 ) -> Next {
-    let (tables, flows) = (world.tables(), world.flows());
+    let Some(filter) = world.tables().filter(config) else {
+        return Next::Continue;
+    };
+    let flows = world.flows(config);
     let (source, destination) = (headers.source, headers.destination);
     let protocol = headers.protocol;
 
     // A hairpin is from a backend to a backend: the direction is the one that has a flow.
-    if tables.may_be_backend(config, &destination.addr, destination.port, protocol)
+    if filter.may_be_backend(&destination.addr, destination.port, protocol)
         && let Some(flow) = flows.by_backend(&source, &destination, protocol)
     {
         return request(packet, world, headers, &flow);
     }
-    if tables.may_be_backend(config, &source.addr, source.port, protocol) {
+    if filter.may_be_backend(&source.addr, source.port, protocol) {
         if let Some(flow) = flows.by_backend(&destination, &source, protocol) {
-            return reply(packet, world, headers, &flow);
+            return reply(packet, world, config, headers, &flow);
         }
         if snat::is_snat_port(config, destination.port) {
-            return reply_to_other_port(packet, world, headers);
+            return reply_to_other_port(packet, world, config, headers);
         }
     }
     Next::Continue
@@ -112,9 +127,10 @@ fn open<P: Packet, W: World>(
     config: &Config,
     headers: &mut Headers,
 ) -> Next {
-    let flow = world
-        .flows()
-        .by_backend(&headers.source, &headers.destination, headers.protocol);
+    let flow =
+        world
+            .flows(config)
+            .by_backend(&headers.source, &headers.destination, headers.protocol);
     let Some(flow) = flow.filter(wants_snat) else {
         return Next::Continue;
     };
@@ -137,11 +153,12 @@ fn open<P: Packet, W: World>(
 fn reply<P: Packet, W: World>(
     packet: &mut P,
     world: &W,
+    config: &Config,
     headers: &mut Headers,
     flow: &Flow,
 ) -> Next {
     world
-        .flows()
+        .flows(config)
         .note(flow, state_after_reply(headers.flags), world.env().now());
     count(world.tables(), packet, headers, flow.backend);
     replace_source(packet, world, headers, &flow.frontend)
@@ -152,11 +169,13 @@ fn reply<P: Packet, W: World>(
 fn reply_to_other_port<P: Packet, W: World>(
     packet: &mut P,
     world: &W,
+    config: &Config,
     headers: &mut Headers,
 ) -> Next {
-    let flow = world
-        .flows()
-        .by_alias(&headers.destination, &headers.source, headers.protocol);
+    let flow =
+        world
+            .flows(config)
+            .by_alias(&headers.destination, &headers.source, headers.protocol);
     let Some(flow) = flow else {
         return Next::Continue;
     };
@@ -167,7 +186,7 @@ fn reply_to_other_port<P: Packet, W: World>(
         world.tables().count(Reason::RewriteFailed);
         return Next::Drop;
     }
-    reply(packet, world, headers, &flow)
+    reply(packet, world, config, headers, &flow)
 }
 
 #[inline(always)]

@@ -90,7 +90,7 @@ fn arriving<W: World>(
     error: &Headers,
     quoted: &Headers,
 ) -> Option<Translation> {
-    let flows = world.flows();
+    let flows = world.flows(config);
     if snat::is_snat_port(config, quoted.source.port)
         && let Some(flow) = flows.by_alias(&quoted.source, &quoted.destination, quoted.protocol)
     {
@@ -129,7 +129,7 @@ fn leaving<W: World>(
     error: &Headers,
     quoted: &Headers,
 ) -> Option<Translation> {
-    let flows = world.flows();
+    let flows = world.flows(config);
     let (source, destination) = (&quoted.source, &quoted.destination);
     // About a request.
     let mut flow = flows.by_backend(source, destination, quoted.protocol);

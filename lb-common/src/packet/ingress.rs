@@ -1,7 +1,7 @@
 //! What a packet meets as it arrives: DNAT of requests to frontends, un-SNAT of replies to the SNAT
 //! end of a flow.
 
-use super::parse::{Ordinary, Thorough, ordinary, thorough};
+use super::parse::{Ordinary, Thorough, ordinary_v4, ordinary_v6, thorough};
 use super::{Headers, Next, Packet, Part, Stage, World, fragment, icmp, nat, open, reject, snat};
 use crate::addr::{Addr, Endpoint, Protocol, ServiceId, Tick};
 use crate::balance::may_be_unserved;
@@ -18,11 +18,8 @@ pub fn ingress<P: Packet, W: World>(stage: Stage, packet: &mut P, world: &W) -> 
         return Next::Continue;
     };
     match stage {
-        Stage::Ordinary => match ordinary(packet) {
-            Ordinary::Segment(mut headers) => segment(packet, world, config, &mut headers),
-            Ordinary::Rare => Next::Rare,
-            Ordinary::Foreign => Next::Continue,
-        },
+        Stage::OrdinaryV4 => ordinary(packet, world, config, ordinary_v4(packet)),
+        Stage::OrdinaryV6 => ordinary(packet, world, config, ordinary_v6(packet)),
         Stage::Rare => rare(packet, world),
         Stage::Parsed => match kept(world) {
             Some(mut headers) => segment(packet, world, config, &mut headers),
@@ -44,6 +41,21 @@ pub fn ingress<P: Packet, W: World>(stage: Stage, packet: &mut P, world: &W) -> 
             Some(headers) => reject::answer(packet, &headers),
             None => Next::Drop,
         },
+    }
+}
+
+/// Goes on with what the quick look has found.
+#[inline(always)]
+fn ordinary<P: Packet, W: World>(
+    packet: &mut P,
+    world: &W,
+    config: &Config,
+    found: Ordinary,
+) -> Next {
+    match found {
+        Ordinary::Segment(mut headers) => segment(packet, world, config, &mut headers),
+        Ordinary::Rare => Next::Rare,
+        Ordinary::Foreign => Next::Continue,
     }
 }
 
@@ -89,21 +101,23 @@ fn segment<P: Packet, W: World>(
     config: &Config,
     headers: &mut Headers,
 ) -> Next {
-    let tables = world.tables();
+    let Some(filter) = world.tables().filter(config) else {
+        return Next::Continue;
+    };
     let (protocol, port) = (headers.protocol, headers.destination.port);
     if snat::is_snat_port(config, port) {
         let source = &headers.source;
-        if tables.may_be_backend(config, &source.addr, source.port, protocol)
-            && let Some(next) = reply(packet, world, headers)
+        if filter.may_be_backend(&source.addr, source.port, protocol)
+            && let Some(next) = reply(packet, world, config, headers)
         {
             return next;
         }
     }
-    if tables.may_be_frontend(config, &headers.destination.addr, port, protocol)
-        || tables.may_be_frontend(config, &Addr::UNSPECIFIED, port, protocol)
-        || may_be_unserved(tables, config, &headers.destination.addr)
+    if filter.may_be_frontend(&headers.destination.addr, port, protocol)
+        || filter.may_be_frontend(&Addr::UNSPECIFIED, port, protocol)
+        || may_be_unserved(&filter, config, &headers.destination.addr)
     {
-        return request(packet, world, headers);
+        return request(packet, world, config, headers);
     }
     Next::Continue
 }
@@ -120,8 +134,13 @@ enum Fate {
 
 /// A request to what may be a frontend.
 #[inline(always)]
-fn request<P: Packet, W: World>(packet: &mut P, world: &W, headers: &mut Headers) -> Next {
-    let flows = world.flows();
+fn request<P: Packet, W: World>(
+    packet: &mut P,
+    world: &W,
+    config: &Config,
+    headers: &mut Headers,
+) -> Next {
+    let flows = world.flows(config);
     let Some(flow) = flows.by_frontend(&headers.source, &headers.destination, headers.protocol)
     else {
         return keep(world, headers, Next::Open);
@@ -235,10 +254,16 @@ pub(super) fn translate<P: Packet, W: World>(
 /// A reply to the SNAT end of a flow: it goes to the client. Its source is translated at egress.
 /// `None` if the packet is no such reply.
 #[inline(always)]
-fn reply<P: Packet, W: World>(packet: &mut P, world: &W, headers: &mut Headers) -> Option<Next> {
-    let flow = world
-        .flows()
-        .by_alias(&headers.destination, &headers.source, headers.protocol)?;
+fn reply<P: Packet, W: World>(
+    packet: &mut P,
+    world: &W,
+    config: &Config,
+    headers: &mut Headers,
+) -> Option<Next> {
+    let flow =
+        world
+            .flows(config)
+            .by_alias(&headers.destination, &headers.source, headers.protocol)?;
     // A flow that kept the client's address is translated back in one step at egress.
     if flow.state & FlowState::SNAT_PORT_ONLY == 0
         && nat::replace_destination(packet, headers, &flow.client).is_err()

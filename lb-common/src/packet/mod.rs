@@ -30,6 +30,7 @@ pub use stage::{Next, Scratch, Stage, in_stages};
 use crate::addr::{Endpoint, Protocol};
 use crate::env::{Env, PacketTables};
 use crate::flow::Flows;
+use crate::table::Config;
 use crate::wire::Difference;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -111,7 +112,7 @@ pub trait World {
     /// See [`Env`].
     fn env(&self) -> &Self::Env;
     /// See [`Flows`].
-    fn flows(&self) -> impl Flows;
+    fn flows<'a>(&'a self, config: &'a Config) -> impl Flows + 'a;
     /// The memory that the stages of one packet share; nothing else uses it meanwhile.
     fn with_scratch<R>(&self, work: impl FnOnce(&mut Scratch) -> R) -> Option<R>;
 }

@@ -135,7 +135,7 @@ pub(super) fn begin<P: Packet, W: World>(
         backend: choice.backend,
         state,
     };
-    let Ok(flow) = world.flows().insert(&new, world.env().now()) else {
+    let Ok(flow) = world.flows(config).insert(&new, world.env().now()) else {
         tables.count(Reason::FlowTableFull);
         return Next::Drop;
     };
@@ -176,7 +176,7 @@ pub(super) fn begin<P: Packet, W: World>(
 /// another flow was given this very end by SNAT.
 #[inline(always)]
 fn is_taken<W: World>(world: &W, config: &Config, headers: &Headers, backend: &Endpoint) -> bool {
-    let flows = world.flows();
+    let flows = world.flows(config);
     flows
         .by_backend(&headers.source, backend, headers.protocol)
         .is_some()

@@ -1,7 +1,7 @@
 //! From a packet to its two ends.
 //!
 //! Ordinary packets (no IPv4 options, no IPv6 extension headers, no fragments, TCP or UDP) take
-//! [`ordinary`], which reads at fixed offsets. Everything else takes [`thorough`], which is rare
+//! [`ordinary_v4`] or [`ordinary_v6`], which read at fixed offsets. Everything else takes [`thorough`], which is rare
 //! enough to read at leisure. Neither changes anything.
 
 use super::{Packet, is_translated};
@@ -90,18 +90,9 @@ pub(super) enum Thorough {
     Unparsable,
 }
 
-/// Looks at a packet quickly.
+/// Looks at an IPv4 packet quickly.
 #[inline(always)]
-pub(super) fn ordinary(packet: &impl Packet) -> Ordinary {
-    match packet.family() {
-        Family::V4 => ordinary_v4(packet),
-        Family::V6 => ordinary_v6(packet),
-        Family::Other => Ordinary::Foreign,
-    }
-}
-
-#[inline(always)]
-fn ordinary_v4(packet: &impl Packet) -> Ordinary {
+pub(super) fn ordinary_v4(packet: &impl Packet) -> Ordinary {
     let Some(ip) = packet.read::<Ipv4, 0>() else {
         return Ordinary::Foreign;
     };
@@ -147,8 +138,9 @@ fn ordinary_v4(packet: &impl Packet) -> Ordinary {
     })
 }
 
+/// Looks at an IPv6 packet quickly.
 #[inline(always)]
-fn ordinary_v6(packet: &impl Packet) -> Ordinary {
+pub(super) fn ordinary_v6(packet: &impl Packet) -> Ordinary {
     let Some(ip) = packet.read::<Ipv6, 0>() else {
         return Ordinary::Foreign;
     };

@@ -163,11 +163,16 @@ fn reserve<W: World>(
             port,
         };
         // The client may talk to the backend from this port itself.
-        if keeps_address && world.flows().by_backend(&end, backend, protocol).is_some() {
+        if keeps_address
+            && world
+                .flows(config)
+                .by_backend(&end, backend, protocol)
+                .is_some()
+        {
             continue;
         }
         match world
-            .flows()
+            .flows(config)
             .attach_snat(flow, &end, address, backend, protocol, now)
         {
             Ok(flow) => return Ok(flow),

@@ -5,7 +5,7 @@
 //! the rare work is not called from the depth of the hot path: a stage returns what is to be done
 //! next, and leaves what it has found out in the [`Scratch`]. Each stage can be verified by itself.
 
-use super::Headers;
+use super::{Family, Headers};
 use crate::addr::{BackendId, Endpoint, ServiceId};
 use crate::balance::Choice;
 use crate::verdict::Verdict;
@@ -13,11 +13,14 @@ use crate::verdict::Verdict;
 /// A piece of a hook's work.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Stage {
-    /// Ordinary packets of known flows, and packets that are not ours.
-    Ordinary,
+    /// Ordinary IPv4 packets of known flows, and packets that are not ours. One stage for each family:
+    /// half of what is done with an IPv4-mapped address is then known beforehand.
+    OrdinaryV4,
+    /// The same for IPv6.
+    OrdinaryV6,
     /// Looks into fragments, IPv4 options, IPv6 extension headers and ICMP.
     Rare,
-    /// What `Ordinary` does, for what `Rare` has found.
+    /// What the ordinary stages do, for what `Rare` has found.
     Parsed,
     /// ICMP errors.
     Icmp,
@@ -94,10 +97,14 @@ impl Scratch {
     };
 }
 
-/// Runs the stages a packet needs.
+/// Runs the stages a packet of this family needs.
 #[inline(always)]
-pub fn in_stages(mut run: impl FnMut(Stage) -> Next) -> Verdict {
-    let mut next = run(Stage::Ordinary);
+pub fn in_stages(family: Family, mut run: impl FnMut(Stage) -> Next) -> Verdict {
+    let mut next = match family {
+        Family::V4 => run(Stage::OrdinaryV4),
+        Family::V6 => run(Stage::OrdinaryV6),
+        Family::Other => Next::Continue,
+    };
     if matches!(next, Next::Rare) {
         next = run(Stage::Rare);
         if matches!(next, Next::Icmp) {

@@ -144,7 +144,11 @@ fn find<'t, T: SocketTables>(
         // In a namespace that is not the host's, 127.0.0.1 is somebody else.
         if !config.has(ConfigFlags::LOCALHOST_NODE_PORTS)
             || !to.addr.is_v4()
-            || !tables.may_be_frontend(config, &Addr::UNSPECIFIED, to.port, request.protocol)
+            || !tables.filter(config)?.may_be_frontend(
+                &Addr::UNSPECIFIED,
+                to.port,
+                request.protocol,
+            )
             || !client::is_host(config, socket)
         {
             return None;

@@ -154,24 +154,25 @@ impl Config {
     }
 }
 
-/// Number of bits in [`AddressBits`].
-const BITS: u32 = 1 << 16;
+/// Number of bits in either half of [`AddressBits`]: with 10,000 services of ten endpoints each, one
+/// foreign address in fifty is taken for a frontend, and one in ten for a backend.
+const HALF: u32 = 1 << 20;
 
 /// The filter asked before any table: one hashed bit for each {address, port, protocol} that is a
-/// frontend, and one for each that is a backend. A clear bit proves "not ours"; a set bit proves
+/// frontend, in the lower half, and one for each that is a backend, in the upper. A clear bit proves "not ours"; a set bit proves
 /// nothing. Adding sets bits at once; they are cleared only by a rebuild that takes the live flows
 /// into account (flows outlive the frontend and the backend they began with).
 #[derive(Clone, Copy, Debug, Eq, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct AddressBits {
-    /// 64k bits: bit `i` is bit `i % 64` of word `i / 64`.
-    pub words: [u64; (BITS / 64) as usize],
+    /// Bit `i` is bit `i % 64` of word `i / 64`.
+    pub words: [u64; (2 * HALF / 64) as usize],
 }
 
 impl AddressBits {
     /// No address is served.
     pub const EMPTY: Self = Self {
-        words: [0; (BITS / 64) as usize],
+        words: [0; (2 * HALF / 64) as usize],
     };
 
     /// Where the bit of a frontend lies: word index and mask.
@@ -182,10 +183,10 @@ impl AddressBits {
         port: Port,
         protocol: Protocol,
     ) -> (usize, u64) {
-        Self::position(keys.hash(addr, port, protocol))
+        Self::position((keys.hash(addr, port, protocol) >> 32) as u32 & (HALF - 1))
     }
 
-    /// Where the bit of a backend lies: the same hash, other bits of it.
+    /// Where the bit of a backend lies.
     #[inline(always)]
     pub fn backend_bit(
         keys: &HashKeys,
@@ -193,13 +194,40 @@ impl AddressBits {
         port: Port,
         protocol: Protocol,
     ) -> (usize, u64) {
-        Self::position(keys.hash(addr, port, protocol) >> 16)
+        Self::position(HALF | ((keys.hash(addr, port, protocol) >> 32) as u32 & (HALF - 1)))
     }
 
     #[inline(always)]
-    const fn position(hash: u64) -> (usize, u64) {
-        let bit = (hash >> 32) as u32 & (BITS - 1);
+    const fn position(bit: u32) -> (usize, u64) {
         ((bit / 64) as usize, 1 << (bit % 64))
+    }
+
+    #[inline(always)]
+    fn has(&self, (word, mask): (usize, u64)) -> bool {
+        self.words.get(word).is_some_and(|word| word & mask != 0)
+    }
+}
+
+/// [`AddressBits`] with the keys they were made with.
+#[derive(Clone, Copy, Debug)]
+pub struct Filter<'a> {
+    pub(crate) bits: &'a AddressBits,
+    pub(crate) keys: &'a HashKeys,
+}
+
+impl Filter<'_> {
+    /// True if it is not excluded that {address, port, protocol} is a frontend.
+    #[inline(always)]
+    pub fn may_be_frontend(&self, addr: &Addr, port: Port, protocol: Protocol) -> bool {
+        self.bits
+            .has(AddressBits::frontend_bit(self.keys, addr, port, protocol))
+    }
+
+    /// True if it is not excluded that {address, port, protocol} is a backend.
+    #[inline(always)]
+    pub fn may_be_backend(&self, addr: &Addr, port: Port, protocol: Protocol) -> bool {
+        self.bits
+            .has(AddressBits::backend_bit(self.keys, addr, port, protocol))
     }
 }
 

@@ -37,7 +37,8 @@ mod socket;
 mod transit;
 
 pub use config::{
-    AddressBits, Config, ConfigFlags, LocalAddress, SERVICE_CIDRS, SnatAddresses, SocketMode,
+    AddressBits, Config, ConfigFlags, Filter, LocalAddress, SERVICE_CIDRS, SnatAddresses,
+    SocketMode,
 };
 pub use count::{BackendCounters, ServiceCounters};
 pub use name_record::{NAME_TEXT, ServiceName};

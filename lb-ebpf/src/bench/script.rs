@@ -1,10 +1,12 @@
 //! Flow table operations on demand, for the tests of the table itself.
 
+use crate::env::Kernel;
 use crate::flows;
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_store_bytes};
 use aya_ebpf::macros::{btf_map, classifier};
 use aya_ebpf::programs::TcContext;
+use lb_common::env::Tables;
 use lb_common::flow::script::{Op, Step};
 
 /// How many steps a packet holds at most.
@@ -20,7 +22,7 @@ static STEP: PerCpuArray<Step, 1> = PerCpuArray::new();
 pub fn flow_script(ctx: TcContext) -> i32 {
     const SIZE: u32 = size_of::<Step>() as u32;
     let skb = ctx.skb.skb;
-    let Some(step) = STEP.get_ptr_mut(0) else {
+    let (Some(step), Some(config)) = (STEP.get_ptr_mut(0), Kernel.config()) else {
         return -1;
     };
     let mut index = 0;
@@ -35,7 +37,7 @@ pub fn flow_script(ctx: TcContext) -> i32 {
         if current.op == Op::END {
             break;
         }
-        current.run(&flows::KernelFlows);
+        current.run(&flows::KernelFlows::<true> { config });
         // SAFETY: `step` has `SIZE` bytes.
         if unsafe { bpf_skb_store_bytes(skb, offset, step.cast(), SIZE, 0) } != 0 {
             return -1;

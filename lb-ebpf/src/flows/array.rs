@@ -11,7 +11,11 @@ use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::btf_maps::Array;
 use aya_ebpf::macros::btf_map;
 use lb_common::addr::{Endpoint, Protocol, Tick};
-use lb_common::flow::{Buckets, Flow, FlowTable, Flows, Quick, Record, Refused, SnatAddressIndex, WORDS};
+use lb_common::env::Tables;
+use lb_common::flow::{
+    Buckets, Flow, FlowTable, Flows, Quick, Record, Refused, SnatAddressIndex, WORDS,
+};
+use lb_common::table::Config;
 
 /// One bucket: see `lb_common::flow::Record`.
 #[repr(C)]
@@ -71,8 +75,8 @@ impl Buckets for MapBuckets {
 
 /// The table; free to make.
 #[inline(always)]
-fn table() -> FlowTable<'static, MapBuckets, Kernel> {
-    FlowTable::new(&MapBuckets, &Kernel)
+const fn table(config: &Config) -> FlowTable<'_, MapBuckets, Kernel> {
+    FlowTable::new(&MapBuckets, &Kernel, config)
 }
 
 /// # Safety
@@ -81,10 +85,11 @@ fn table() -> FlowTable<'static, MapBuckets, Kernel> {
 #[inline(never)]
 unsafe extern "C" fn lb_flow_by_frontend(record: *mut Record) -> u32 {
     // SAFETY: the function's own contract.
-    let Some(record) = (unsafe { record.as_mut() }) else {
+    let (Some(record), Some(config)) = (unsafe { record.as_mut() }, Kernel.config()) else {
         return FULL;
     };
-    let found = table().find_by_frontend(&record.client(), &record.frontend(), record.protocol());
+    let found =
+        table(config).find_by_frontend(&record.client(), &record.frontend(), record.protocol());
     answer(record, found.ok_or(Refused::Full))
 }
 
@@ -94,10 +99,11 @@ unsafe extern "C" fn lb_flow_by_frontend(record: *mut Record) -> u32 {
 #[inline(never)]
 unsafe extern "C" fn lb_flow_by_backend(record: *mut Record) -> u32 {
     // SAFETY: the function's own contract.
-    let Some(record) = (unsafe { record.as_mut() }) else {
+    let (Some(record), Some(config)) = (unsafe { record.as_mut() }, Kernel.config()) else {
         return FULL;
     };
-    let found = table().find_by_backend(&record.client(), &record.frontend(), record.protocol());
+    let found =
+        table(config).find_by_backend(&record.client(), &record.frontend(), record.protocol());
     answer(record, found.ok_or(Refused::Full))
 }
 
@@ -107,10 +113,11 @@ unsafe extern "C" fn lb_flow_by_backend(record: *mut Record) -> u32 {
 #[inline(never)]
 unsafe extern "C" fn lb_flow_by_alias(record: *mut Record) -> u32 {
     // SAFETY: the function's own contract.
-    let Some(record) = (unsafe { record.as_mut() }) else {
+    let (Some(record), Some(config)) = (unsafe { record.as_mut() }, Kernel.config()) else {
         return FULL;
     };
-    let found = table().find_by_alias(&record.client(), &record.frontend(), record.protocol());
+    let found =
+        table(config).find_by_alias(&record.client(), &record.frontend(), record.protocol());
     answer(record, found.ok_or(Refused::Full))
 }
 
@@ -120,10 +127,10 @@ unsafe extern "C" fn lb_flow_by_alias(record: *mut Record) -> u32 {
 #[inline(never)]
 unsafe extern "C" fn lb_flow_insert(record: *mut Record, state: u32, now: u32) -> u32 {
     // SAFETY: the function's own contract.
-    let Some(record) = (unsafe { record.as_mut() }) else {
+    let (Some(record), Some(config)) = (unsafe { record.as_mut() }, Kernel.config()) else {
         return FULL;
     };
-    let result = table().insert_flow(record, state as u16, Tick(now));
+    let result = table(config).insert_flow(record, state as u16, Tick(now));
     answer(record, result)
 }
 
@@ -133,10 +140,10 @@ unsafe extern "C" fn lb_flow_insert(record: *mut Record, state: u32, now: u32) -
 #[inline(never)]
 unsafe extern "C" fn lb_flow_attach(record: *mut Record, address: u32, now: u32) -> u32 {
     // SAFETY: the function's own contract.
-    let Some(record) = (unsafe { record.as_mut() }) else {
+    let (Some(record), Some(config)) = (unsafe { record.as_mut() }, Kernel.config()) else {
         return FULL;
     };
-    let result = table().attach(record, SnatAddressIndex(address), Tick(now));
+    let result = table(config).attach(record, SnatAddressIndex(address), Tick(now));
     answer(record, result)
 }
 
@@ -144,21 +151,23 @@ unsafe extern "C" fn lb_flow_attach(record: *mut Record, address: u32, now: u32)
 /// costs as much again.
 #[inline(always)]
 pub(super) fn quick_by_frontend(
+    config: &Config,
     client: &Endpoint,
     frontend: &Endpoint,
     protocol: Protocol,
 ) -> Quick {
-    table().quick_by_frontend(client, frontend, protocol)
+    table(config).quick_by_frontend(client, frontend, protocol)
 }
 
 /// As [`quick_by_frontend`].
 #[inline(always)]
 pub(super) fn quick_by_backend(
+    config: &Config,
     client: &Endpoint,
     backend: &Endpoint,
     protocol: Protocol,
 ) -> Quick {
-    table().quick_by_backend(client, backend, protocol)
+    table(config).quick_by_backend(client, backend, protocol)
 }
 
 /// Replaces `record` by the flow between its client and frontend.
@@ -198,12 +207,12 @@ pub(super) fn attach(record: &mut Record, _flow: &Flow, address: u32, now: u32) 
 
 /// [`Flows::note`].
 #[inline(always)]
-pub(super) fn note(flow: &Flow, state: u16, now: Tick) {
-    table().note(flow, state, now);
+pub(super) fn note(config: &Config, flow: &Flow, state: u16, now: Tick) {
+    table(config).note(flow, state, now);
 }
 
 /// [`Flows::remove`].
 #[inline(always)]
-pub(super) fn remove(flow: &Flow) {
-    table().remove(flow);
+pub(super) fn remove(config: &Config, flow: &Flow) {
+    table(config).remove(flow);
 }

@@ -15,6 +15,7 @@ use aya_ebpf::macros::btf_map;
 use lb_common::addr::{Endpoint, Protocol, Tick};
 use lb_common::env::{Env, Tables};
 use lb_common::flow::{Control, Flow, Kind, Lifetime, Quick, Record, SnatAddressIndex};
+use lb_common::table::Config;
 
 /// Two ends and what they are the ends of.
 #[repr(C)]
@@ -104,13 +105,18 @@ fn is_expired(record: &Record, now: Tick) -> bool {
 
 /// A hash lookup has no quick half.
 #[inline(always)]
-pub(super) const fn quick_by_frontend(_: &Endpoint, _: &Endpoint, _: Protocol) -> Quick {
+pub(super) const fn quick_by_frontend(
+    _: &Config,
+    _: &Endpoint,
+    _: &Endpoint,
+    _: Protocol,
+) -> Quick {
     Quick::Unknown
 }
 
 /// As [`quick_by_frontend`].
 #[inline(always)]
-pub(super) const fn quick_by_backend(_: &Endpoint, _: &Endpoint, _: Protocol) -> Quick {
+pub(super) const fn quick_by_backend(_: &Config, _: &Endpoint, _: &Endpoint, _: Protocol) -> Quick {
     Quick::Unknown
 }
 
@@ -235,7 +241,7 @@ fn attach_to(record: &mut Record, key: &Key, version_address: u32, now: u32) -> 
 
 /// [`Flows::note`](lb_common::flow::Flows::note).
 #[inline(always)]
-pub(super) fn note(flow: &Flow, state: u16, now: Tick) {
+pub(super) fn note(_: &Config, flow: &Flow, state: u16, now: Tick) {
     if flow.seen == now && flow.state & state == state {
         return;
     }
@@ -256,7 +262,7 @@ pub(super) fn note(flow: &Flow, state: u16, now: Tick) {
 
 /// [`Flows::remove`](lb_common::flow::Flows::remove).
 #[inline(always)]
-pub(super) fn remove(flow: &Flow) {
+pub(super) fn remove(_: &Config, flow: &Flow) {
     let protocol = Protocol(flow.handle.bucket as u8);
     let key = Key::new(&flow.client, &flow.frontend, protocol, FRONTEND);
     // SAFETY: the element is only read.
