@@ -1,20 +1,23 @@
 //! CPU time per connection (connect, request, answer, close), end to end over namespaces.
 //!
-//! Client and server are pinned to one CPU and take turns in a closed loop, so that CPU is busy all
-//! the time and the wall clock per connection *is* the CPU time per connection, soft interrupts
-//! included. Three stages stand side by side (nothing attached; us with 1 service; us with many)
-//! and the rounds go over all of them in turn, so the machine's drift hits every row alike.
+//! Client and server are pinned to one CPU and take turns in a closed loop: every packet is handled
+//! while one of them runs, in its time. What both have used, divided by the number of connections, is
+//! the CPU time of one, soft interrupts included (on kernels without `IRQ_TIME_ACCOUNTING`, which
+//! would count those apart); other processes of the machine do not count. Three stages stand side by
+//! side (nothing attached; us with 1 service; us with many), the rounds go over all of them in turn,
+//! and ratios are taken within a round, so that the machine's drift hits both sides alike.
 
 use crate::stage::{ServiceSpec, Stage, TARGET_PORT};
 use anyhow::{Context, Result, bail};
 use lb_lab::{Place, PodNetwork, Process};
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::time::ClockId;
 use nix::unistd::Pid;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How much is measured.
 #[derive(Clone, Copy, Debug)]
@@ -34,9 +37,10 @@ pub struct Row {
     pub path: &'static str,
     /// `none` or the number of services we serve beside.
     pub attached: String,
-    /// CPU time per connection, ns: the lower quartile over the rounds.
-    pub nanoseconds: u64,
-    /// Against the direct pod address of the same pod with nothing attached.
+    /// CPU time per connection in each round, ns.
+    pub nanoseconds: Vec<u64>,
+    /// Against the direct pod address of the same pod with nothing attached: the median over the
+    /// rounds.
     pub ratio: f64,
 }
 
@@ -46,7 +50,8 @@ const PORT: u16 = TARGET_PORT + 7;
 struct Subject {
     stage: Stage,
     attached: String,
-    _servers: Vec<Process>,
+    /// On the near pod and on the far one.
+    servers: [Process; 2],
 }
 
 /// Measures everything and returns the rows, direct ones first.
@@ -69,35 +74,37 @@ pub fn run(effort: Effort) -> Result<Vec<Row>> {
     }
     for _ in 0..effort.rounds {
         for (number, way, times) in &mut samples {
-            let (from, server) = way.ends(&subjects[*number].stage);
-            times.push(measure(from, server, effort.connections)?);
+            let subject = &subjects[*number];
+            let (from, to) = way.ends(&subject.stage);
+            let server = &subject.servers[usize::from(way.is_far())];
+            times.push(measure(from, to, server, effort.connections)?);
         }
     }
-    let quartile = |times: &Vec<u64>| {
-        let mut times = times.clone();
-        times.sort_unstable();
-        times[times.len() / 4]
-    };
-    let base = |way: Way| {
-        samples
-            .iter()
+    let rows = samples.iter().map(|(number, way, times)| {
+        let base = (samples.iter())
             .find(|(number, candidate, _)| *number == 0 && *candidate == way.baseline())
-            .map_or(0, |(_, _, times)| quartile(times))
-    };
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "nanoseconds fit a double's mantissa"
-    )]
-    let ratio = |nanoseconds: u64, base: u64| nanoseconds as f64 / base.max(1) as f64;
-    Ok(samples
-        .iter()
-        .map(|(number, way, times)| Row {
+            .map_or(times, |(_, _, base)| base);
+        Row {
             path: way.name(),
             attached: subjects[*number].attached.clone(),
-            nanoseconds: quartile(times),
-            ratio: ratio(quartile(times), base(*way)),
-        })
-        .collect())
+            nanoseconds: times.clone(),
+            ratio: median_ratio(times, base),
+        }
+    });
+    Ok(rows.collect())
+}
+
+/// The median of the ratios of each round.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "nanoseconds fit a double's mantissa"
+)]
+fn median_ratio(times: &[u64], base: &[u64]) -> f64 {
+    let mut ratios: Vec<f64> = (times.iter().zip(base))
+        .map(|(time, base)| *time as f64 / (*base).max(1) as f64)
+        .collect();
+    ratios.sort_by(f64::total_cmp);
+    ratios.get(ratios.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 fn subject(services: Option<u32>) -> Result<Subject> {
@@ -110,10 +117,8 @@ fn subject(services: Option<u32>) -> Result<Subject> {
             .namespace()
             .ip(&format!("route add {cidr} via {way}"))?;
     }
-    let servers = ["b", "c"]
-        .into_iter()
-        .map(|name| Process::start(stage.pod(name).place(), serve))
-        .collect::<Result<Vec<_>>>()?;
+    let serve_on = |name| Process::start(stage.pod(name).place(), serve);
+    let servers = [serve_on("b")?, serve_on("c")?];
     if let Some(count) = services {
         for (name, number, node_port) in [("b", 10, 30080), ("c", 11, 30081)] {
             let service = ServiceSpec::new(name, number, &[name]).node_port(node_port);
@@ -126,7 +131,7 @@ fn subject(services: Option<u32>) -> Result<Subject> {
     Ok(Subject {
         stage,
         attached,
-        _servers: servers,
+        servers,
     })
 }
 
@@ -191,6 +196,10 @@ impl Way {
         )
     }
 
+    const fn is_far(self) -> bool {
+        matches!(self, Self::DirectFar | Self::NodePortFar)
+    }
+
     /// The direct row of the same pod and client.
     const fn baseline(self) -> Self {
         match self {
@@ -237,16 +246,23 @@ fn serve(ready: lb_lab::process::Ready) -> Result<String> {
     Ok(String::new())
 }
 
-/// CPU time per connection in ns.
-fn measure(from: &Place, server: SocketAddr, connections: u32) -> Result<u64> {
+/// CPU time per connection in ns, of client and server together.
+fn measure(from: &Place, to: SocketAddr, server: &Process, connections: u32) -> Result<u64> {
+    let server = server.id().context("the server has ended")?;
+    let server = ClockId::pid_cpu_clock_id(Pid::from_raw(i32::try_from(server)?))
+        .context("no clock of the server")?;
     let text = from.call(|| {
         pin()?;
-        once(server)?;
-        let start = Instant::now();
+        once(to)?;
+        let used = || -> Result<Duration> {
+            let own = ClockId::CLOCK_PROCESS_CPUTIME_ID.now()?;
+            Ok(Duration::from(own) + Duration::from(server.now()?))
+        };
+        let before = used()?;
         for _ in 0..connections {
-            once(server)?;
+            once(to)?;
         }
-        Ok((start.elapsed() / connections).as_nanos().to_string())
+        Ok(((used()? - before) / connections).as_nanos().to_string())
     })?;
     text.parse().with_context(|| format!("bad figure {text:?}"))
 }

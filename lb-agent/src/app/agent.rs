@@ -201,12 +201,14 @@ impl Agent {
             return;
         }
         let before = self.ops.len();
+        let begun = Instant::now();
         let written = self.datapath.write(&mut self.ops);
+        let writing = begun.elapsed();
         let done = (before - self.ops.len()) as u64;
         match written {
             Ok(_) => {
                 self.retry = None;
-                self.written(done);
+                self.written(done, writing);
             }
             Err(error) => {
                 let pause = self
@@ -230,7 +232,7 @@ impl Agent {
     }
 
     /// Everything that was waiting is in the tables.
-    fn written(&mut self, done: u64) {
+    fn written(&mut self, done: u64, writing: Duration) {
         if self.waiting.is_none()
             && let Some(fence) = self.fence.take()
         {
@@ -262,7 +264,7 @@ impl Agent {
         });
         if took.is_some() {
             if !self.snapshot.borrow().synced {
-                tracing::info!(writes = done, ?took, "first sync complete");
+                tracing::info!(writes = done, ?writing, ?took, "first sync complete");
                 self.snapshot.send_modify(|snapshot| snapshot.synced = true);
                 self.take_over();
                 self.probe();

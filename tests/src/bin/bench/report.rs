@@ -1,5 +1,6 @@
 //! Figures and the goals they are held against.
 
+use crate::machine::Machine;
 use serde::Serialize;
 use std::fmt::Write as _;
 
@@ -12,7 +13,7 @@ pub(crate) struct Figure {
     pub(crate) minimum: f64,
     /// The first quartile of the rounds.
     pub(crate) lower_quartile: f64,
-    /// The quickest round, without the generator's own cost.
+    /// What counts: see [`Section::third`].
     pub(crate) net: f64,
 }
 
@@ -66,6 +67,8 @@ pub(crate) struct Section {
     pub(crate) name: &'static str,
     /// What its figures are.
     pub(crate) unit: &'static str,
+    /// What [`Figure::net`] is.
+    pub(crate) third: &'static str,
     /// All cases.
     pub(crate) figures: Vec<Figure>,
     /// All goals.
@@ -74,10 +77,11 @@ pub(crate) struct Section {
 
 impl Section {
     /// Nothing yet.
-    pub(crate) const fn new(name: &'static str, unit: &'static str) -> Self {
+    pub(crate) const fn new(name: &'static str, unit: &'static str, third: &'static str) -> Self {
         Self {
             name,
             unit,
+            third,
             figures: Vec::new(),
             goals: Vec::new(),
         }
@@ -95,8 +99,10 @@ impl Section {
 /// Everything a run has found.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Report {
-    /// Kernel release.
-    pub(crate) kernel: String,
+    /// What it was measured on.
+    pub(crate) machine: Machine,
+    /// Few rounds.
+    pub(crate) quick: bool,
     /// The parts.
     pub(crate) sections: Vec<Section>,
 }
@@ -104,14 +110,15 @@ pub(crate) struct Report {
 impl Report {
     /// For people.
     pub(crate) fn table(&self) -> String {
-        let mut text = format!("kernel {}\n", self.kernel);
+        let mut text = format!("kernel {}\n", self.machine.kernel);
         for section in &self.sections {
             // Writing to a string does not fail.
-            let _ = writeln!(text, "\n{}: minimum, lower quartile, net", section.unit);
+            let (unit, third) = (section.unit, section.third);
+            let _ = writeln!(text, "\n{unit}: minimum, lower quartile, {third}");
             for figure in &section.figures {
                 let _ = writeln!(
                     text,
-                    "{:64} {:9.1} {:9.1} {:9.1}",
+                    "{:64} {:9.1} {:9.1} {:9.2}",
                     figure.name, figure.minimum, figure.lower_quartile, figure.net
                 );
             }

@@ -201,7 +201,7 @@ const fn first_of(clients: u32) -> u64 {
 /// Measures every case in every round, in another order each time.
 pub(crate) fn measure(rounds: u32) -> Result<Section> {
     pin_to_one_cpu()?;
-    let mut section = Section::new("tc", "ns a packet at tc ingress");
+    let mut section = Section::new("tc", "ns a packet at tc ingress", "without the generator");
     for family in [Family::V4, Family::V6] {
         measure_family(family, rounds, &mut section)?;
     }
