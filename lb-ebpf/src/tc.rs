@@ -22,13 +22,13 @@ static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
 /// The packet path's world: maps and helpers. With `QUICK`, what is looked up in the flow table is
 /// looked for in the caller's own code first: for the stage that most packets need. The others do
-/// without, for they need their stack for themselves.
+/// without, for they need their stack for themselves; IPv6 addresses alone take 64 bytes more.
 struct PacketPath<const QUICK: bool> {
     kernel: Kernel,
 }
 
 const WORLD: PacketPath<false> = PacketPath { kernel: Kernel };
-const ORDINARY: PacketPath<true> = PacketPath { kernel: Kernel };
+const ORDINARY_V4: PacketPath<true> = PacketPath { kernel: Kernel };
 
 impl<const QUICK: bool> World for PacketPath<QUICK> {
     type Tables = Kernel;
@@ -73,31 +73,31 @@ macro_rules! stage {
     };
 }
 
-stage!(lb_in_v4, ingress, OrdinaryV4, ETHERNET, ORDINARY);
-stage!(lb_in_v6, ingress, OrdinaryV6, ETHERNET, ORDINARY);
+stage!(lb_in_v4, ingress, OrdinaryV4, ETHERNET, ORDINARY_V4);
+stage!(lb_in_v6, ingress, OrdinaryV6, ETHERNET);
 stage!(lb_in_rare, ingress, Rare, ETHERNET);
 stage!(lb_in_parsed, ingress, Parsed, ETHERNET);
 stage!(lb_in_icmp, ingress, Icmp, ETHERNET);
 stage!(lb_in_open, ingress, Open, ETHERNET);
 stage!(lb_in_begin, ingress, Begin, ETHERNET);
 stage!(lb_in_refuse, ingress, Refuse, ETHERNET);
-stage!(lb_out_v4, egress, OrdinaryV4, ETHERNET, ORDINARY);
-stage!(lb_out_v6, egress, OrdinaryV6, ETHERNET, ORDINARY);
+stage!(lb_out_v4, egress, OrdinaryV4, ETHERNET, ORDINARY_V4);
+stage!(lb_out_v6, egress, OrdinaryV6, ETHERNET);
 stage!(lb_out_rare, egress, Rare, ETHERNET);
 stage!(lb_out_parsed, egress, Parsed, ETHERNET);
 stage!(lb_out_icmp, egress, Icmp, ETHERNET);
 stage!(lb_out_open, egress, Open, ETHERNET);
 
-stage!(lb_in_v4_l3, ingress, OrdinaryV4, 0, ORDINARY);
-stage!(lb_in_v6_l3, ingress, OrdinaryV6, 0, ORDINARY);
+stage!(lb_in_v4_l3, ingress, OrdinaryV4, 0, ORDINARY_V4);
+stage!(lb_in_v6_l3, ingress, OrdinaryV6, 0);
 stage!(lb_in_rare_l3, ingress, Rare, 0);
 stage!(lb_in_parsed_l3, ingress, Parsed, 0);
 stage!(lb_in_icmp_l3, ingress, Icmp, 0);
 stage!(lb_in_open_l3, ingress, Open, 0);
 stage!(lb_in_begin_l3, ingress, Begin, 0);
 stage!(lb_in_refuse_l3, ingress, Refuse, 0);
-stage!(lb_out_v4_l3, egress, OrdinaryV4, 0, ORDINARY);
-stage!(lb_out_v6_l3, egress, OrdinaryV6, 0, ORDINARY);
+stage!(lb_out_v4_l3, egress, OrdinaryV4, 0, ORDINARY_V4);
+stage!(lb_out_v6_l3, egress, OrdinaryV6, 0);
 stage!(lb_out_rare_l3, egress, Rare, 0);
 stage!(lb_out_parsed_l3, egress, Parsed, 0);
 stage!(lb_out_icmp_l3, egress, Icmp, 0);

@@ -6,7 +6,7 @@ use super::{Headers, Next, Packet, Stage, World, fragment, icmp, nat, snat};
 use crate::addr::{BackendId, Endpoint};
 use crate::env::{Env, PacketTables, Tables};
 use crate::flow::{Flow, FlowState, Flows};
-use crate::table::Config;
+use crate::table::{Config, Filter};
 use crate::verdict::Reason;
 use crate::wire::TcpFlags;
 
@@ -21,7 +21,9 @@ pub fn egress<P: Packet, W: World>(stage: Stage, packet: &mut P, world: &W) -> N
         Stage::OrdinaryV6 => ordinary(packet, world, config, ordinary_v6(packet)),
         Stage::Rare => rare(packet, world),
         Stage::Parsed => match kept(world) {
-            Some(mut headers) => segment(packet, world, config, &mut headers),
+            // Rare packets do without the filter, which only saves time: it is one look at the flow
+            // table more for those that are not ours, and less stack for those that are.
+            Some(mut headers) => segment(packet, world, config, None, &mut headers),
             None => Next::Continue,
         },
         Stage::Icmp => match kept(world) {
@@ -45,7 +47,10 @@ fn ordinary<P: Packet, W: World>(
     found: Ordinary,
 ) -> Next {
     match found {
-        Ordinary::Segment(mut headers) => segment(packet, world, config, &mut headers),
+        Ordinary::Segment(mut headers) => match world.tables().filter(config) {
+            Some(filter) => segment(packet, world, config, Some(filter), &mut headers),
+            None => Next::Continue,
+        },
         Ordinary::Rare => Next::Rare,
         Ordinary::Foreign => Next::Continue,
     }
@@ -71,22 +76,24 @@ fn segment<P: Packet, W: World>(
     packet: &mut P,
     world: &W,
     config: &Config,
+    filter: Option<Filter<'_>>,
     headers: &mut Headers,
 ) -> Next {
-    let Some(filter) = world.tables().filter(config) else {
-        return Next::Continue;
-    };
     let flows = world.flows(config);
     let (source, destination) = (headers.source, headers.destination);
     let protocol = headers.protocol;
 
+    let may_be_backend = |end: &Endpoint| {
+        filter.is_none_or(|filter| filter.may_be_backend(&end.addr, end.port, protocol))
+    };
+
     // A hairpin is from a backend to a backend: the direction is the one that has a flow.
-    if filter.may_be_backend(&destination.addr, destination.port, protocol)
+    if may_be_backend(&destination)
         && let Some(flow) = flows.by_backend(&source, &destination, protocol)
     {
         return request(packet, world, headers, &flow);
     }
-    if filter.may_be_backend(&source.addr, source.port, protocol) {
+    if may_be_backend(&source) {
         if let Some(flow) = flows.by_backend(&destination, &source, protocol) {
             return reply(packet, world, config, headers, &flow);
         }

@@ -7,7 +7,7 @@ use crate::addr::{Addr, Endpoint, Protocol, ServiceId, Tick};
 use crate::balance::may_be_unserved;
 use crate::env::{Env, PacketTables, Tables};
 use crate::flow::{Flow, FlowState, Flows};
-use crate::table::{BackendState, Config};
+use crate::table::{BackendState, Config, Filter};
 use crate::verdict::Reason;
 use crate::wire::TcpFlags;
 
@@ -22,7 +22,9 @@ pub fn ingress<P: Packet, W: World>(stage: Stage, packet: &mut P, world: &W) -> 
         Stage::OrdinaryV6 => ordinary(packet, world, config, ordinary_v6(packet)),
         Stage::Rare => rare(packet, world),
         Stage::Parsed => match kept(world) {
-            Some(mut headers) => segment(packet, world, config, &mut headers),
+            // Rare packets do without the filter, which only saves time: it is one look at the flow
+            // table more for those that are not ours, and less stack for those that are.
+            Some(mut headers) => segment(packet, world, config, None, &mut headers),
             None => Next::Continue,
         },
         Stage::Icmp => match kept(world) {
@@ -53,7 +55,10 @@ fn ordinary<P: Packet, W: World>(
     found: Ordinary,
 ) -> Next {
     match found {
-        Ordinary::Segment(mut headers) => segment(packet, world, config, &mut headers),
+        Ordinary::Segment(mut headers) => match world.tables().filter(config) {
+            Some(filter) => segment(packet, world, config, Some(filter), &mut headers),
+            None => Next::Continue,
+        },
         Ordinary::Rare => Next::Rare,
         Ordinary::Foreign => Next::Continue,
     }
@@ -99,24 +104,25 @@ fn segment<P: Packet, W: World>(
     packet: &mut P,
     world: &W,
     config: &Config,
+    filter: Option<Filter<'_>>,
     headers: &mut Headers,
 ) -> Next {
-    let Some(filter) = world.tables().filter(config) else {
-        return Next::Continue;
-    };
     let (protocol, port) = (headers.protocol, headers.destination.port);
     if snat::is_snat_port(config, port) {
         let source = &headers.source;
-        if filter.may_be_backend(&source.addr, source.port, protocol)
+        if filter.is_none_or(|filter| filter.may_be_backend(&source.addr, source.port, protocol))
             && let Some(next) = reply(packet, world, config, headers)
         {
             return next;
         }
     }
-    if filter.may_be_frontend(&headers.destination.addr, port, protocol)
-        || filter.may_be_frontend(&Addr::UNSPECIFIED, port, protocol)
-        || may_be_unserved(&filter, config, &headers.destination.addr)
-    {
+    let to = &headers.destination.addr;
+    let may_be_request = filter.is_none_or(|filter| {
+        filter.may_be_frontend(to, port, protocol)
+            || filter.may_be_frontend(&Addr::UNSPECIFIED, port, protocol)
+            || may_be_unserved(&filter, config, to)
+    });
+    if may_be_request {
         return request(packet, world, config, headers);
     }
     Next::Continue
