@@ -190,3 +190,26 @@ fn as_json_every_line_of_the_log_is_an_object() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn the_agent_starts_no_other_program() -> Result<()> {
+    let (stage, service) = stage()?;
+    let mut options = AgentOptions::manifests(stage.manifests());
+    // Whatever it looked for would be missing.
+    options
+        .environment
+        .push(("PATH".to_owned(), "/nonexistent".to_owned()));
+    let agent = Agent::start(&stage.lab, stage.lab.node(0), &options)?;
+    stage.pod("b").place().ask_tcp(service.cluster_ips()[0])?;
+    stage
+        .client
+        .place()
+        .ask_tcp(stage.node_port(0, NODE_PORT)[0])?;
+    let tasks = fs::read_dir(format!("/proc/{}/task", agent.id()))?;
+    for task in tasks.flatten() {
+        let children = fs::read_to_string(task.path().join("children"))?;
+        ensure!(children.is_empty(), "it has children: {children}");
+    }
+    ensure!(!agent.log().contains("No such file"), "{}", agent.log());
+    Ok(())
+}
