@@ -418,6 +418,123 @@ fn kill_at_random_moments_of_later_syncs_interrupts_nobody() -> Result<()> {
     clients.end()
 }
 
+/// An agent that the kernel kills at its first `bpf(2)` call with this command, before it is done.
+fn start_killed_at(stage: &Stage, command: u32) -> Result<()> {
+    let node = stage.lab.node(0);
+    let mut agent = node.place().command(binary()?)?;
+    agent
+        .args([
+            "run",
+            "--node",
+            "node0",
+            "--cluster-cidr",
+            CLUSTER_CIDRS,
+            "--bpffs",
+        ])
+        .arg(stage.lab.bpffs("node0")?)
+        .arg("--cgroup-root")
+        .arg(node.cgroup_root().path())
+        .arg("--manifests")
+        .arg(stage.manifests())
+        .arg("--state-dir")
+        .arg(stage.lab.dir().join("state-node0"));
+    let load = |offset| filter(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset, 0, 0);
+    let equals =
+        |value, yes, no| filter(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, value, yes, no);
+    let answer = |value| filter(libc::BPF_RET | libc::BPF_K, value, 0, 0);
+    // Of `struct seccomp_data`: the number of the call at 0, its first argument at 16.
+    let mut code = [
+        load(0),
+        equals(u32::try_from(libc::SYS_bpf)?, 0, 3),
+        load(16),
+        equals(command, 0, 1),
+        answer(libc::SECCOMP_RET_KILL_PROCESS),
+        answer(libc::SECCOMP_RET_ALLOW),
+    ];
+    let restrict = move || {
+        let program = libc::sock_fprog {
+            len: 6,
+            filter: code.as_mut_ptr(),
+        };
+        // SAFETY: the kernel copies the program, which lives through the call.
+        let done = unsafe {
+            libc::prctl(
+                libc::PR_SET_SECCOMP,
+                libc::SECCOMP_MODE_FILTER,
+                &raw const program,
+            )
+        };
+        if done == 0 {
+            Ok(())
+        } else {
+            Err(std::io::Error::last_os_error())
+        }
+    };
+    // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
+    unsafe { std::os::unix::process::CommandExt::pre_exec(&mut agent, restrict) };
+    let output = agent.output()?;
+    let signal = std::os::unix::process::ExitStatusExt::signal(&output.status);
+    ensure!(
+        signal == Some(libc::SIGSYS),
+        "it ended with {}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+fn filter(code: u32, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
+    libc::sock_filter {
+        code: u16::try_from(code).unwrap_or(0),
+        jt,
+        jf,
+        k,
+    }
+}
+
+#[test]
+fn killed_between_creating_pinning_loading_and_attaching_nothing_is_broken() -> Result<()> {
+    use aya_obj::generated::bpf_cmd::{
+        BPF_LINK_CREATE, BPF_LINK_UPDATE, BPF_MAP_CREATE, BPF_MAP_UPDATE_ELEM, BPF_OBJ_GET,
+        BPF_OBJ_PIN, BPF_PROG_LOAD,
+    };
+    let mut stage = Stage::new(PodNetwork::Routed)?;
+    stage.apply(&web(&["a", "b"]))?;
+    // Where nothing is yet; the tables' first update follows the programs and precedes the links.
+    for command in [
+        BPF_MAP_CREATE,
+        BPF_PROG_LOAD,
+        BPF_OBJ_PIN,
+        BPF_MAP_UPDATE_ELEM,
+        BPF_LINK_CREATE,
+    ] {
+        start_killed_at(&stage, command as u32).with_context(|| format!("{command:?}, first"))?;
+        let direct = stage.pod("b").sockets(8080)[0];
+        stage.pod("a").place().ask_tcp(direct)?;
+    }
+    restart(&mut stage, "")?;
+    served(&stage)?;
+    kill(&mut stage)?;
+    let clients = steady(&stage)?;
+    // Over a dataplane that serves.
+    for command in [
+        BPF_OBJ_GET,
+        BPF_MAP_CREATE,
+        BPF_PROG_LOAD,
+        BPF_MAP_UPDATE_ELEM,
+        BPF_LINK_UPDATE,
+    ] {
+        start_killed_at(&stage, command as u32).with_context(|| format!("{command:?}, again"))?;
+        served(&stage).with_context(|| format!("after {command:?}"))?;
+    }
+    restart(&mut stage, "")?;
+    ensure!(
+        writes_of_first_sync(&stage)? == 0,
+        "something had been lost"
+    );
+    clients.end()
+}
+
 #[test]
 fn without_a_bpffs_the_start_fails_with_a_sentence_about_the_mount() -> Result<()> {
     let stage = Stage::new(PodNetwork::Routed)?;
