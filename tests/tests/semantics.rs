@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use lb_lab::{Place, PodNetwork};
 use lb_tests::stage::{ServiceSpec, Stage};
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 const MODES: [&str; 2] = ["all", "off"];
@@ -259,6 +259,69 @@ fn a_health_check_node_port_tells_which_nodes_have_endpoints_and_follows_them() 
         for family in 0..2 {
             until(stage.node_port(0, 32000)[family], (503, 0))?;
             until(stage.node_port(1, 32000)[family], (200, 1))?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn an_open_udp_conversation_moves_at_once_when_its_endpoint_is_removed() -> Result<()> {
+    let service = ServiceSpec::new("web", 10, &["a"]).node_port(30080);
+    in_both_modes(std::slice::from_ref(&service), |stage, _| {
+        for server in stage.node_port(0, 30080) {
+            stage.apply(&service)?;
+            let mut moved = service.clone();
+            moved.endpoints = vec!["b".to_owned()];
+            let names = stage.client.place().call(|| {
+                let until = |name: &str| -> Result<()> {
+                    while lb_lab::client::udp_connected(server, 64)?.name != name {}
+                    Ok(())
+                };
+                until("a")?;
+                let socket = lb_lab::client::udp_socket(server)?;
+                let ask = || lb_lab::client::ask_datagram(&socket, server, 64);
+                let before = ask()?.name;
+                stage.apply(&moved)?;
+                // New conversations tell when the change is served.
+                until("b")?;
+                Ok(format!("{before} {}", ask()?.name))
+            })?;
+            ensure!(names == "a b", "{server}: {names}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn local_policies_keep_clients_on_their_node_and_their_addresses_as_they_are() -> Result<()> {
+    let outside = ServiceSpec::new("outside", 10, &["c"])
+        .node_port(30080)
+        .with("externalTrafficPolicy: Local");
+    let near = ServiceSpec::new("near", 11, &["b", "c"]).with("internalTrafficPolicy: Local");
+    let far = ServiceSpec::new("far", 12, &["c"]).with("internalTrafficPolicy: Local");
+    in_both_modes(&[outside, near.clone(), far.clone()], |stage, _| {
+        for family in 0..2 {
+            let pod = stage.pod("a").place();
+            let here = stage.node_port(0, 30080)[family];
+            let silent = "dropped_no_local_endpoint";
+            is_dropped(stage, stage.client.place(), here, silent)
+                .context("outside, no endpoint on this node")?;
+            let there = stage.node_port(1, 30080)[family];
+            let answer = stage.client.place().ask_tcp(there)?;
+            let own: [IpAddr; 2] = [stage.client.v4().into(), stage.client.v6().into()];
+            ensure!(
+                answer.name == "c" && answer.peer.ip() == own[family],
+                "the client's address must reach the endpoint: {answer}"
+            );
+            // Pods of the node are served from everywhere, policy or not.
+            let name = pod.ask_tcp(here).context("pod, node port")?.name;
+            ensure!(name == "c", "{here} was answered by {name}");
+            for _ in 0..8 {
+                let name = pod.ask_tcp(near.cluster_ips()[family])?.name;
+                ensure!(name == "b", "internal policy Local went to {name}");
+            }
+            is_dropped(stage, pod, far.cluster_ips()[family], silent)
+                .context("pod, internal policy, no endpoint on this node")?;
         }
         Ok(())
     })
