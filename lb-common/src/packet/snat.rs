@@ -112,6 +112,17 @@ pub(super) fn reserve_port<W: World>(
     )
 }
 
+/// Where try `step` of a client with this hash looks (two rounds of multiply and xor-shift). The
+/// ports of one client follow a pattern that the hash of flows keeps: if the tries kept it too, a
+/// busy client would meet its own ports long before the range is full.
+#[inline(always)]
+const fn scattered(hash: u32, step: u32) -> u32 {
+    let number = hash.wrapping_add(step.wrapping_mul(0x9e37_79b9));
+    let number = (number ^ (number >> 16)).wrapping_mul(0x7feb_352d);
+    let number = (number ^ (number >> 15)).wrapping_mul(0x846c_a68b);
+    number ^ (number >> 16)
+}
+
 /// Reserves a port on `wanted.addr` for the flow: the client's own if it lies in the range and is
 /// free, else the first free one of a few from a place that the flow's ends determine (so that a
 /// retransmission on another CPU tries the same ones).
@@ -146,11 +157,10 @@ fn reserve<W: World>(
     let now = world.env().now();
     let mut step = 0;
     while step < TRIES {
-        // A prime stride, so that neighbours' probes do not follow each other.
         let offset = if keeps_port && step == 0 {
             own
         } else {
-            hash.wrapping_add(step.wrapping_mul(7_919)) % count
+            scattered(hash, step) % count
         };
         step += 1;
         #[expect(
@@ -181,4 +191,37 @@ fn reserve<W: World>(
         }
     }
     Err(Reason::SnatPortsExhausted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::{HashSet, VecDeque};
+
+    /// How many of 14,000 connections find no port while 6,000 of 13,616 are taken: the hashes of
+    /// one client's connections are an arithmetic progression.
+    fn without_port(difference: u32, offset: impl Fn(u32, u32) -> u32) -> usize {
+        let (mut taken, mut live) = (HashSet::new(), VecDeque::new());
+        let finds = |connection: u32| {
+            let hash = connection.wrapping_mul(difference);
+            let free = (0..TRIES)
+                .map(|step| offset(hash, step) % 13_616)
+                .find(|port| taken.insert(*port));
+            live.extend(free);
+            if live.len() > 6_000 {
+                live.pop_front().map(|port| taken.remove(&port));
+            }
+            free.is_some()
+        };
+        (0..14_000).map(finds).filter(|found| !found).count()
+    }
+
+    #[test]
+    fn one_busy_client_finds_a_port_while_half_of_them_are_free() {
+        let differences = (1..100_u32).map(|number| number.wrapping_mul(0x05eb_ca6b));
+        let missed: usize = differences
+            .map(|difference| without_port(difference, scattered))
+            .sum();
+        assert!(missed < 20, "{missed} of 1,386,000");
+    }
 }
