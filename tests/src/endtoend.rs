@@ -77,7 +77,9 @@ pub fn run(effort: Effort) -> Result<Vec<Row>> {
             let subject = &subjects[*number];
             let (from, to) = way.ends(&subject.stage);
             let server = &subject.servers[usize::from(way.is_far())];
-            times.push(measure(from, to, server, effort.connections)?);
+            let time = measure(from, to, server, effort.connections)
+                .with_context(|| format!("{}, services: {}", way.name(), subject.attached))?;
+            times.push(time);
         }
     }
     let rows = samples.iter().map(|(number, way, times)| {

@@ -91,7 +91,7 @@ fn segment<P: Packet, W: World>(
     if may_be_backend(&destination)
         && let Some(flow) = flows.by_backend(&source, &destination, protocol)
     {
-        return request(packet, world, headers, &flow);
+        return request(packet, world, config, headers, &flow);
     }
     if may_be_backend(&source) {
         if let Some(flow) = flows.by_backend(&destination, &source, protocol) {
@@ -109,10 +109,18 @@ fn segment<P: Packet, W: World>(
 fn request<P: Packet, W: World>(
     packet: &mut P,
     world: &W,
+    config: &Config,
     headers: &mut Headers,
     flow: &Flow,
 ) -> Next {
+    const CLOSED: u16 = FlowState::FIN_FORWARD | FlowState::FIN_REPLY | FlowState::RESET;
     if !wants_snat(flow) {
+        return Next::Continue;
+    }
+    if TcpFlags::opens(headers.flags) && flow.state & CLOSED != 0 {
+        // Ingress begins a new flow with such a segment. So this one has not passed it: the client
+        // now talks to the backend itself, from the port of a conversation that is over.
+        world.flows(config).remove(flow);
         return Next::Continue;
     }
     if flow.snat_port.0 == 0 {
