@@ -264,7 +264,8 @@ fn measure(from: &Place, to: SocketAddr, server: &Process, connections: u32) -> 
         for _ in 0..connections {
             once(to)?;
         }
-        Ok(((used()? - before) / connections).as_nanos().to_string())
+        let spent = used()?.saturating_sub(before);
+        Ok((spent / connections).as_nanos().to_string())
     })?;
     text.parse().with_context(|| format!("bad figure {text:?}"))
 }

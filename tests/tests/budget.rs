@@ -86,8 +86,11 @@ fn write(sizes: &BTreeMap<String, Size>) -> Result<()> {
     std::fs::write(file(), text).with_context(|| format!("cannot write {}", file().display()))
 }
 
-/// The agreed numbers by section and name, and the kernel that verified.
-fn read() -> Result<(BTreeMap<(String, String), u32>, String)> {
+/// Instructions by section and name.
+type Numbers = BTreeMap<(String, String), u32>;
+
+/// The agreed numbers, and the kernel that verified.
+fn read() -> Result<(Numbers, String)> {
     let text = std::fs::read_to_string(file())
         .with_context(|| format!("cannot read {}", file().display()))?;
     let (mut section, mut kernel, mut numbers) = (String::new(), String::new(), BTreeMap::new());

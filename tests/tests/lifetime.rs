@@ -403,7 +403,7 @@ fn kill_at_random_moments_of_later_syncs_interrupts_nobody() -> Result<()> {
             let sets: [&[&str]; 3] = [&["a"], &["a", "b"], &["b"]];
             stage.apply(&web(sets[usize::from(change) % 3]))?;
             let other = ServiceSpec::new("other", 11, &["c"]);
-            if change % 2 == 0 {
+            if change.is_multiple_of(2) {
                 stage.apply(&other)?;
             } else if stage.manifests().join("other.yaml").exists() {
                 stage.delete("other")?;

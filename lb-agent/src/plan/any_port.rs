@@ -11,7 +11,7 @@ impl Planner {
     pub(super) fn put_frontend(&mut self, key: FrontendKey, value: Frontend) {
         self.take_frontend(&key);
         self.frontends.insert(key, value);
-        if is_cluster_ip(&value) {
+        if is_cluster_ip(value) {
             let count = self.cluster_ips.entry(key.addr).or_default();
             *count += 1;
             if *count == 1 {
@@ -29,7 +29,7 @@ impl Planner {
         let Some(value) = self.frontends.remove(key) else {
             return;
         };
-        if is_cluster_ip(&value)
+        if is_cluster_ip(value)
             && let Some(count) = self.cluster_ips.get_mut(&key.addr)
         {
             *count -= 1;
@@ -83,7 +83,11 @@ impl Planner {
         let (entries, others): (Vec<FrontendKey>, Vec<FrontendKey>) =
             self.frontends.keys().partition(|key| key.is_any_port());
         for key in others {
-            if self.frontends.get(&key).is_some_and(is_cluster_ip) {
+            if self
+                .frontends
+                .get(&key)
+                .is_some_and(|frontend| is_cluster_ip(*frontend))
+            {
                 *self.cluster_ips.entry(key.addr).or_default() += 1;
             }
         }
@@ -104,6 +108,6 @@ impl Planner {
 }
 
 /// True for frontends of services; the one of the agent's own probe is nobody's.
-fn is_cluster_ip(frontend: &Frontend) -> bool {
+fn is_cluster_ip(frontend: Frontend) -> bool {
     frontend.kind == FrontendKind::ClusterIp as u8 && frontend.service != ServiceId(0)
 }

@@ -117,17 +117,17 @@ impl World {
         let config = self.tables.config;
         let origin = Origin::of_packet(&self.tables, &config, &source);
         let frontend = Frontend::new(SERVICE, kind);
-        self.decide_for(&frontend, origin, &source)
+        self.decide_for(frontend, origin, &source)
     }
 
-    fn decide_for(&self, frontend: &Frontend, origin: Origin, source: &Addr) -> Decision {
+    fn decide_for(&self, frontend: Frontend, origin: Origin, source: &Addr) -> Decision {
         let asker = Asker {
             origin,
             client: Some(Client::Address(*source)),
             source: *source,
         };
         let config = &self.tables.config;
-        decide(&self.tables, &self.env, config, frontend, &asker, source)
+        decide(&self.tables, &self.env, config, &frontend, &asker, source)
     }
 
     /// The last octets of every backend that is ever chosen, and whether the source is replaced.

@@ -200,6 +200,10 @@ impl<'a, B: Buckets, T: Tables> FlowTable<'a, B, T> {
 
     /// A consistent copy of the bucket if it holds the wanted record.
     #[inline(always)]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the bucket and its number, so that neither is derived again; inlined"
+    )]
     fn probe(
         &self,
         bucket: B::Bucket,

@@ -40,6 +40,10 @@ pub fn egress<P: Packet, W: World>(stage: Stage, packet: &mut P, world: &W) -> N
 
 /// Goes on with what the quick look has found.
 #[inline(always)]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "inlined: the headers stay where they are"
+)]
 fn ordinary<P: Packet, W: World>(
     packet: &mut P,
     world: &W,

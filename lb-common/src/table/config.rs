@@ -171,6 +171,10 @@ pub struct AddressBits {
 
 impl AddressBits {
     /// No address is served.
+    #[expect(
+        clippy::large_stack_arrays,
+        reason = "a constant; the agent's copies live on the heap"
+    )]
     pub const EMPTY: Self = Self {
         words: [0; (2 * HALF / 64) as usize],
     };

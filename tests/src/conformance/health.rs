@@ -64,7 +64,8 @@ struct OpenPorts {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Query {
-    query: String,
+    #[serde(rename = "query")]
+    name: String,
     status: u16,
     local_endpoints: usize,
     service_proxy_healthy: bool,
@@ -92,7 +93,8 @@ struct NodeState {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Get {
-    get: String,
+    #[serde(rename = "get")]
+    path: String,
     status: u16,
     healthy: bool,
     #[serde(rename = "IPv4Healthy")]
@@ -187,7 +189,7 @@ fn node_ports(case: Case) -> Result<Outcome, Outcome> {
                 snapshot.probe = proxy_healthy.then_some(Ok(()));
             }
             Step::Query(query) => {
-                let name = object_name(&query.query);
+                let name = object_name(&query.name);
                 let checks = world.state.health_checks();
                 let check = checks.get(&(name.clone(), looked_at));
                 let now = SystemTime::UNIX_EPOCH;
@@ -281,7 +283,7 @@ fn proxy_health(case: Case) -> Result<Outcome, Outcome> {
             }
             Step::Advance(Advance { advance }) => now += Duration::from_secs(advance),
             Step::Get(expected) => {
-                let question = match expected.get.as_str() {
+                let question = match expected.path.as_str() {
                     "/healthz" => Question::Healthz,
                     "/livez" => Question::Livez,
                     other => return Err(Outcome::Skipped(format!("{other} is not known"))),

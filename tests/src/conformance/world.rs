@@ -154,8 +154,8 @@ pub(super) const SNAT_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 254));
 /// The same for IPv6.
 pub(super) const SNAT_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xfffe, 0, 0, 0, 0, 1));
 
-fn tables_of(config: Config) -> HostTables {
-    let mut tables = HostTables::new(config);
+fn tables_of(config: &Config) -> HostTables {
+    let mut tables = HostTables::new(*config);
     tables.snat_pool = vec![Addr::UNSPECIFIED, SNAT_V4.into(), SNAT_V6.into()];
     tables.snat.insert(0, SnatAddresses { v4: 1, v6: 2 });
     tables
@@ -191,7 +191,7 @@ impl World {
         let mut world = Self {
             state,
             planner: Planner::new(LIMITS, config.hash_keys),
-            packets: PacketWorld::new(tables_of(config), 0x5eed),
+            packets: PacketWorld::new(tables_of(&config), 0x5eed),
             local_ips,
         };
         world.write_local_addresses();

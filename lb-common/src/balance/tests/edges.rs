@@ -81,7 +81,7 @@ fn source_ranges_come_before_policy_and_endpoints() {
     let decision = |world: &World, source: &str| {
         let source = addr(source);
         let origin = Origin::of_packet(&world.tables, &world.tables.config, &source);
-        world.decide_for(&guarded, origin, &source)
+        world.decide_for(guarded, origin, &source)
     };
     let forwards = |decision| matches!(decision, Decision::Forward(_));
     // Outside, a pod, the node: everybody is checked.
@@ -97,7 +97,7 @@ fn source_ranges_come_before_policy_and_endpoints() {
     // The same addresses through another frontend of the service are not.
     let open = Frontend::new(SERVICE, FrontendKind::ExternalIp);
     assert!(forwards(world.decide_for(
-        &open,
+        open,
         Origin::Other,
         &addr("203.0.114.9")
     )));
