@@ -120,7 +120,11 @@ fn first_sync(log: &str) -> Option<Vec<(&'static str, f64)>> {
     let field = |name: &str| {
         let (_, rest) = line.split_once(name)?;
         let end = rest.find([' ', '}', ',']).unwrap_or(rest.len());
-        milliseconds(rest[..end].trim_matches('"'))
+        milliseconds(
+            rest[..end]
+                .trim_start_matches("Some(")
+                .trim_end_matches(')'),
+        )
     };
     Some(vec![
         (WRITES, field("writing=")?),
