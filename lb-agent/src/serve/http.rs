@@ -15,10 +15,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// How long to wait before the health address is tried again (kube-proxy's interval).
 const HEALTH_RETRY: Duration = Duration::from_secs(5);
+
+/// How long a predecessor may take from giving up the lock to giving up its listeners.
+const HANDOVER: Duration = Duration::from_secs(2);
 
 /// What both listeners answer from.
 #[derive(Debug)]
@@ -95,7 +99,7 @@ pub async fn serve_metrics<T: TableView>(
     shutdown: CancellationToken,
 ) -> Result<SocketAddr, BindError> {
     let refused = |source| BindError { address, source };
-    let listener = TcpListener::bind(address).await.map_err(refused)?;
+    let listener = bind(address).await.map_err(refused)?;
     let bound = listener.local_addr().map_err(refused)?;
     let router = Router::new()
         .route("/metrics", get(metrics::<T>))
@@ -125,7 +129,7 @@ pub async fn serve_health<T: TableView>(
         )
         .with_state(served);
     loop {
-        match TcpListener::bind(address).await {
+        match bind(address).await {
             Ok(listener) => {
                 bound(listener.local_addr().unwrap_or(address));
                 return run(listener, router, shutdown).await;
@@ -138,6 +142,20 @@ pub async fn serve_health<T: TableView>(
         tokio::select! {
             () = tokio::time::sleep(HEALTH_RETRY) => {}
             () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// Binds, and waits a moment for an address in use: an agent that ends gives up the lock, which its
+/// successor waits for, before its listeners.
+async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let end = Instant::now() + HANDOVER;
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => {
+                tokio::time::sleep(HANDOVER / 40).await;
+            }
+            result => return result,
         }
     }
 }
