@@ -309,6 +309,9 @@ fn destination(frame: &[u8; FRAME]) -> (Ipv4Addr, u16) {
     (address.into(), port)
 }
 
+/// How a refusal leaves the ingress hook: sent back by the device it came from.
+const TC_ACT_REDIRECT: i32 = 7;
+
 /// Asks the first `frontends` until it is over.
 fn read(program: &Program, board: &Board, frontends: usize) -> Result<Seen> {
     let mut seen = Seen::default();
@@ -338,6 +341,11 @@ fn read(program: &Program, board: &Board, frontends: usize) -> Result<Seen> {
                 seen.undecided += 1;
                 true
             }
+            // Refused as a port of the ClusterIP that nobody defined: not found, like the above.
+            TC_ACT_REDIRECT => {
+                seen.missed += u64::from(epochs.all(|epoch| Phase::of(epoch) != Phase::Absent));
+                true
+            }
             _ => false,
         };
         if !valid && seen.wrong.len() < 5 {
@@ -350,7 +358,6 @@ fn read(program: &Program, board: &Board, frontends: usize) -> Result<Seen> {
                 got.0.to_bits() >> 20 & 0xf
             ));
         }
-        // The flow ends, so that the flow table never fills.
         // The flow ends, so that the flow table never fills.
         program.run(&mut segment(client, to, RST))?;
     }

@@ -144,20 +144,20 @@ pub fn find_frontend(
     None
 }
 
-/// The frontend under `key`, if its value is of that key. One that was replaced under our eyes is
-/// looked up again; one that was removed is gone.
+/// The frontend under `key`, if its value is of that key. What was not found, or was replaced under
+/// our eyes, is looked up again: the kernel's hash puts the new value of a key at the head of a
+/// chain before it takes the old one out, and a lookup that is past the head may meet neither.
 #[inline(always)]
 pub(crate) fn look_up(
     tables: &impl Tables,
     config: &Config,
     key: &FrontendKey,
 ) -> Option<Frontend> {
-    let frontend = tables.frontend(key)?;
-    if frontend.is_of(&config.hash_keys, key) {
-        return Some(frontend);
+    let is_its = |frontend: &Frontend| frontend.is_of(&config.hash_keys, key);
+    match tables.frontend(key).filter(is_its) {
+        None => tables.frontend(key).filter(is_its),
+        found => found,
     }
-    let frontend = tables.frontend(key)?;
-    frontend.is_of(&config.hash_keys, key).then_some(frontend)
 }
 
 /// What becomes of a first packet to an address of services that is nobody's frontend
