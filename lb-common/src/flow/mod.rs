@@ -91,6 +91,14 @@ pub struct Flow {
 }
 
 impl Flow {
+    /// True once either side has begun to close a TCP connection, or reset it: a segment that opens
+    /// one on the same ends begins a new conversation.
+    #[inline(always)]
+    pub const fn is_closing(&self) -> bool {
+        const CLOSING: u16 = FlowState::FIN_FORWARD | FlowState::FIN_REPLY | FlowState::RESET;
+        self.state & CLOSING != 0
+    }
+
     /// True while a flow that keeps the client's address waits for its port.
     #[inline(always)]
     pub const fn needs_port(&self) -> bool {

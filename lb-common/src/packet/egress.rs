@@ -117,11 +117,10 @@ fn request<P: Packet, W: World>(
     headers: &mut Headers,
     flow: &Flow,
 ) -> Next {
-    const CLOSED: u16 = FlowState::FIN_FORWARD | FlowState::FIN_REPLY | FlowState::RESET;
     if !wants_snat(flow) {
         return Next::Continue;
     }
-    if TcpFlags::opens(headers.flags) && flow.state & CLOSED != 0 {
+    if TcpFlags::opens(headers.flags) && flow.is_closing() {
         // Ingress begins a new flow with such a segment. So this one has not passed it: the client
         // now talks to the backend itself, from the port of a conversation that is over.
         world.flows(config).remove(flow);

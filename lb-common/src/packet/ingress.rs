@@ -187,8 +187,6 @@ const SYN_RETRANSMISSION_SECONDS: u32 = 5;
 
 #[inline(always)]
 fn fate(tables: &impl Tables, headers: &Headers, flow: &Flow, now: Tick) -> Fate {
-    const CLOSED: u16 = FlowState::FIN_FORWARD | FlowState::FIN_REPLY | FlowState::RESET;
-
     let Some(backend) = tables.backend(flow.backend) else {
         return Fate::Orphaned;
     };
@@ -200,7 +198,7 @@ fn fate(tables: &impl Tables, headers: &Headers, flow: &Flow, now: Tick) -> Fate
     } else if TcpFlags::opens(headers.flags) {
         let unanswered = flow.state & FlowState::REPLIED == 0
             && now.since(flow.seen) >= const { Tick::seconds(SYN_RETRANSMISSION_SECONDS) };
-        if !backend.is_usable() || unanswered || flow.state & CLOSED != 0 {
+        if !backend.is_usable() || unanswered || flow.is_closing() {
             return Fate::Ends(Reason::Rebalanced);
         }
     }
