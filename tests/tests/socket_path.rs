@@ -141,15 +141,18 @@ fn a_kernel_that_cannot_refuse_leaves_the_connect_to_the_packet_path_and_never_s
     let mut world = World::with_kernel(&[], KernelObject::load_with(features).unwrap());
     for asked in asked() {
         world.serve(asked, Protocol::TCP, &[]);
-        world.client(|| {
-            let socket = raw::tcp(asked)?;
-            raw::set_nonblocking(&socket)?;
-            let error = raw::connect(&socket, asked).unwrap_err();
-            assert_eq!(error.raw_os_error(), Some(libc::EINPROGRESS));
-            Ok(())
-        });
+        world.client(|| begins(asked));
     }
     assert_eq!(world.reason(Reason::SocketRejectLeftToPacketPath), 2);
+}
+
+/// A non-blocking connect that the socket hooks neither refuse nor answer.
+fn begins(asked: SocketAddr) -> anyhow::Result<()> {
+    let socket = raw::tcp(asked)?;
+    raw::set_nonblocking(&socket)?;
+    let error = raw::connect(&socket, asked).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EINPROGRESS));
+    Ok(())
 }
 
 #[test]
@@ -163,13 +166,7 @@ fn a_drop_is_left_to_the_packet_path() {
             ..world.service(id)
         };
         world.kernel.service(id, service).unwrap();
-        world.client(|| {
-            let socket = raw::tcp(asked)?;
-            raw::set_nonblocking(&socket)?;
-            let error = raw::connect(&socket, asked).unwrap_err();
-            assert_eq!(error.raw_os_error(), Some(libc::EINPROGRESS));
-            Ok(())
-        });
+        world.client(|| begins(asked));
     }
     assert_eq!(world.reason(Reason::SocketDropLeftToPacketPath), 2);
 }
