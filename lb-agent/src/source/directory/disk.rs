@@ -160,15 +160,20 @@ impl Disk {
         Ok(edits)
     }
 
-    /// A file read under its new name is gone under the old one in the same breath.
+    /// A file read under its new name is gone under the old one in the same breath. A rename of
+    /// which only half is known yet is finished when the rest is.
     fn finish_renames(&mut self, edits: &mut BTreeMap<PathBuf, Edit>) {
-        self.moved.clear();
+        let (pending, vanished) = (&self.pending, &self.vanished);
+        self.moved
+            .retain(|_, old| pending.contains(old) || vanished.contains_key(old));
         for (old, new) in std::mem::take(&mut self.renamed) {
             let read = matches!(edits.get(&new), Some(Edit::Content(_)));
             if read && fs::symlink_metadata(&old).is_err() {
                 self.vanished.remove(&old);
                 self.seen.remove(&old);
                 edits.insert(old, Edit::Gone);
+            } else if self.pending.contains(&new) || self.writing.contains_key(&new) {
+                self.renamed.insert(old, new);
             }
         }
     }
