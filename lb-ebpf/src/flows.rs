@@ -15,7 +15,7 @@ use array as store;
 use hash as store;
 
 use lb_common::addr::{BackendId, Endpoint, Protocol, Tick};
-use lb_common::flow::{Flow, Flows, NewFlow, Quick, Record, Refused, SnatAddressIndex};
+use lb_common::flow::{Flow, Flows, NewFlow, Quick, Record, Refused, SnatEnd};
 use lb_common::table::Config;
 
 const OK: u32 = 0;
@@ -119,14 +119,13 @@ impl<const QUICK: bool> Flows for KernelFlows<'_, QUICK> {
     fn attach_snat(
         &self,
         flow: &Flow,
-        snat: &Endpoint,
-        address: SnatAddressIndex,
+        snat: &SnatEnd,
         backend: &Endpoint,
         protocol: Protocol,
         now: Tick,
     ) -> Result<Flow, Refused> {
-        let mut record = Record::of_alias(snat, backend, protocol, flow.handle);
-        let code = store::attach(&mut record, flow, address.0, now.0);
+        let mut record = Record::of_alias(&snat.end, backend, protocol, flow.handle);
+        let code = store::attach(&mut record, flow, snat, now.0);
         result(code, &record)
     }
 

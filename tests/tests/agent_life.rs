@@ -52,6 +52,26 @@ fn with_a_dead_agent_more_new_connections_succeed_than_the_flow_table_has_entrie
 }
 
 #[test]
+fn a_node_port_takes_more_connections_than_snat_has_ports_and_live_ones_keep_theirs() -> Result<()>
+{
+    let mut stage = Stage::new(PodNetwork::Routed)?;
+    // Pod c lives on the other node: every connection needs a port of this node.
+    stage.apply(&ServiceSpec::new("far", 10, &["c"]).node_port(30080))?;
+    // What this leaves for SNAT: 16384-16639.
+    stage.lab.node(0).place().call(|| {
+        std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "16640 65535")?;
+        Ok(String::new())
+    })?;
+    stage.start_agents("--socket-load-balancing off")?;
+    let held = (0..8).map(|_| open(&stage)).collect::<Result<Vec<_>>>()?;
+    connect(&stage, 3000)?;
+    for stream in &held {
+        client::ask(stream).context("a connection held open meanwhile")?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_killed_agent_breaks_nothing_and_the_next_one_takes_over() -> Result<()> {
     for mode in ["all", "off"] {
         let flags = format!("--socket-load-balancing {mode}");

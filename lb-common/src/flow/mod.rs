@@ -60,6 +60,19 @@ impl FlowState {
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct SnatAddressIndex(pub u32);
 
+/// What a flow's source is to become.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct SnatEnd {
+    /// Address and port.
+    pub end: Endpoint,
+    /// The address's index in the pool.
+    pub address: SnatAddressIndex,
+    /// Whether the end of a flow that is closed, or was never answered, may be taken: without this,
+    /// the ports of one address would bound the connections to one backend by their number in
+    /// [`Lifetime::TCP_CLOSED`].
+    pub pressure: bool,
+}
+
 /// Names a record: its place, and the version that tells a reused place from the same flow.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct FlowHandle {
@@ -168,8 +181,7 @@ pub trait Flows {
     fn attach_snat(
         &self,
         flow: &Flow,
-        snat: &Endpoint,
-        address: SnatAddressIndex,
+        snat: &SnatEnd,
         backend: &Endpoint,
         protocol: Protocol,
         now: Tick,

@@ -27,6 +27,14 @@ struct Claim<B> {
     version: u16,
 }
 
+/// What is to be inserted.
+struct Wanted<'a> {
+    kind: Kind,
+    record: &'a Record,
+    /// Of an alias: whether a closed flow may lose its end to it.
+    pressure: bool,
+}
+
 /// What the second look found.
 enum Present {
     /// Nothing in the way.
@@ -43,7 +51,12 @@ impl<B: Buckets, T: Tables> FlowTable<'_, B, T> {
     /// [`Flows::insert`](super::Flows::insert) of a record made by [`Record::of_flow`].
     #[inline(always)]
     pub fn insert_flow(&self, flow: &Record, state: u16, now: Tick) -> Result<Record, Refused> {
-        let index = self.insert_record(Kind::LIVE, flow, state, now)?;
+        let wanted = Wanted {
+            kind: Kind::LIVE,
+            record: flow,
+            pressure: false,
+        };
+        let index = self.insert_record(&wanted, state, now)?;
         // Read back: it may be the flow that was there before.
         let record = self.read(index).ok_or(Refused::Full)?;
         if record.control().kind() == Kind::LIVE && is_same_flow(&record, flow) {
@@ -55,15 +68,21 @@ impl<B: Buckets, T: Tables> FlowTable<'_, B, T> {
 
     /// [`Flows::attach_snat`](super::Flows::attach_snat) of a record made by [`Record::of_alias`]:
     /// reserves its ends, then writes the SNAT end into the flow, unless another packet was quicker:
-    /// then gives the reservation back.
+    /// then gives the reservation back. Under `pressure` a closed flow loses its end to this one.
     #[inline(always)]
     pub fn attach(
         &self,
         alias: &Record,
         address: SnatAddressIndex,
+        pressure: bool,
         now: Tick,
     ) -> Result<Record, Refused> {
-        self.insert_record(Kind::ALIAS, alias, 0, now)?;
+        let wanted = Wanted {
+            kind: Kind::ALIAS,
+            record: alias,
+            pressure,
+        };
+        self.insert_record(&wanted, 0, now)?;
         let handle = alias.primary();
         let bucket = self.buckets.bucket(handle.bucket).ok_or(Refused::Busy)?;
         let unset = u64::from(alias.protocol().0) | tail_version(handle.version);
@@ -114,16 +133,11 @@ impl<B: Buckets, T: Tables> FlowTable<'_, B, T> {
 
     /// Under the home's lock: second look, claim, write. Returns where the wanted record lies.
     #[inline(always)]
-    fn insert_record(
-        &self,
-        kind: Kind,
-        record: &Record,
-        state: u16,
-        now: Tick,
-    ) -> Result<u32, Refused> {
+    fn insert_record(&self, wanted: &Wanted<'_>, state: u16, now: Tick) -> Result<u32, Refused> {
+        let Wanted { kind, record, .. } = *wanted;
         let home = self.home(&record.client(), record.protocol());
         let mut home = self.lock(home)?;
-        let result = match self.look(&mut home, kind, record, now) {
+        let result = match self.look(&mut home, wanted, now) {
             Present::At(index) => Ok(index),
             Present::Conflict => Err(Refused::Taken),
             Present::Expired(index) => match self.claim(index, true, now) {
@@ -160,7 +174,7 @@ impl<B: Buckets, T: Tables> FlowTable<'_, B, T> {
 
     /// Looks at every record of the home and drops the bits nobody needs any more.
     #[inline(always)]
-    fn look(&self, home: &mut Home<B::Bucket>, kind: Kind, wanted: &Record, now: Tick) -> Present {
+    fn look(&self, home: &mut Home<B::Bucket>, wanted: &Wanted<'_>, now: Tick) -> Present {
         // Bit by bit: most homes have no members but themselves.
         let mut left = home.members | 1;
         let mut distance = 0;
@@ -186,10 +200,10 @@ impl<B: Buckets, T: Tables> FlowTable<'_, B, T> {
                 home.members &= !bit;
                 continue;
             }
-            let present = if kind == Kind::LIVE {
-                Self::compare_flow(&record, wanted, now)
+            let present = if wanted.kind == Kind::LIVE {
+                Self::compare_flow(&record, wanted.record, now)
             } else {
-                self.compare_alias(&record, wanted, now)
+                self.compare_alias(&record, wanted.record, wanted.pressure, now)
             };
             match present {
                 Present::Nothing => {}
@@ -211,7 +225,13 @@ impl<B: Buckets, T: Tables> FlowTable<'_, B, T> {
     }
 
     #[inline(always)]
-    fn compare_alias(&self, record: &Record, wanted: &Record, now: Tick) -> Present {
+    fn compare_alias(
+        &self,
+        record: &Record,
+        wanted: &Record,
+        pressure: bool,
+        now: Tick,
+    ) -> Present {
         if record.client() != wanted.client() || record.protocol() != wanted.protocol() {
             return Present::Nothing;
         }
@@ -229,7 +249,7 @@ impl<B: Buckets, T: Tables> FlowTable<'_, B, T> {
             Present::Nothing
         } else if record.primary() == wanted.primary() {
             Present::At(record.bucket())
-        } else if self.is_stale(record, false, now) {
+        } else if self.is_stale(record, pressure, now) {
             Present::Expired(record.bucket())
         } else {
             Present::Conflict

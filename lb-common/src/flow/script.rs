@@ -2,7 +2,8 @@
 //! on the host. Nothing but tests uses them.
 
 use super::{
-    Control, Flow, FlowHandle, Flows, Kind, NewFlow, Record, Refused, SnatAddressIndex, WORDS,
+    Control, Flow, FlowHandle, Flows, Kind, NewFlow, Record, Refused, SnatAddressIndex, SnatEnd,
+    WORDS,
 };
 use crate::addr::{Endpoint, Tick};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -61,7 +62,7 @@ pub struct Step {
     pub answer: u32,
     /// The time.
     pub now: Tick,
-    /// State bits of a note or an insert.
+    /// State bits of a note or an insert; of an attachment, not zero under pressure.
     pub state: u16,
     /// SNAT address index of an attachment.
     pub address: u16,
@@ -119,8 +120,12 @@ impl Step {
                     ],
                 };
                 let (snat, backend): (Endpoint, Endpoint) = (other.client(), other.frontend());
-                let address = SnatAddressIndex(u32::from(self.address));
-                flows.attach_snat(&record.flow(), &snat, address, &backend, protocol, self.now)
+                let snat = SnatEnd {
+                    end: snat,
+                    address: SnatAddressIndex(u32::from(self.address)),
+                    pressure: self.state != 0,
+                };
+                flows.attach_snat(&record.flow(), &snat, &backend, protocol, self.now)
             }
             Op::NOTE => {
                 flows.note(&record.flow(), self.state, self.now);

@@ -201,6 +201,7 @@ impl Worker {
                 let mut step = Step::new(Op::ATTACH, owned.record, NOW);
                 step.other = [ends[2], ends[3], ends[4], ends[5], ends[6] & 0xffff_ffff];
                 step.address = 1;
+                step.state = u16::from(self.random(2) == 1);
                 (step, Some(number))
             }
             _ => (Step::new(Op::BY_FRONTEND, wanted, NOW), None),

@@ -17,7 +17,7 @@
 //! Readers copy and then look at the version again: what they return was there at one moment.
 
 use super::record::{CLIENT, CONTROL, Control, ENDS, FRONTEND, HOME, Kind, MEMBERS, Record, TAIL};
-use super::{Flow, FlowHandle, Flows, GROUP, NewFlow, Refused, SnatAddressIndex};
+use super::{Flow, FlowHandle, Flows, GROUP, NewFlow, Refused, SnatEnd};
 use crate::addr::{BackendId, Endpoint, Protocol, Tick};
 use crate::env::Tables;
 use crate::table::Config;
@@ -385,14 +385,15 @@ impl<B: Buckets, T: Tables> Flows for FlowTable<'_, B, T> {
     fn attach_snat(
         &self,
         flow: &Flow,
-        snat: &Endpoint,
-        address: SnatAddressIndex,
+        snat: &SnatEnd,
         backend: &Endpoint,
         protocol: Protocol,
         now: Tick,
     ) -> Result<Flow, Refused> {
-        let alias = Record::of_alias(snat, backend, protocol, flow.handle);
-        Ok(self.attach(&alias, address, now)?.flow())
+        let alias = Record::of_alias(&snat.end, backend, protocol, flow.handle);
+        Ok(self
+            .attach(&alias, snat.address, snat.pressure, now)?
+            .flow())
     }
 
     #[inline(always)]

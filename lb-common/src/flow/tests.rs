@@ -160,19 +160,29 @@ fn a_note_sets_state_and_time_of_this_flow_only() {
     assert_eq!(found, Some(other), "an old handle touches nothing");
 }
 
+/// What a source is to become, politely.
+fn to_be(end: Endpoint) -> SnatEnd {
+    SnatEnd {
+        end,
+        address: SnatAddressIndex(2),
+        pressure: false,
+    }
+}
+
 #[test]
 fn a_reply_to_the_snat_end_finds_the_flow() {
     let world = World::new(64);
     let flows = world.flows();
     let flow = flows.insert(&new_flow(client(1), 3), NOW).unwrap();
     let snat = end("198.51.100.1", 61_000);
-    let index = SnatAddressIndex(2);
-
     let flow = flows
-        .attach_snat(&flow, &snat, index, &backend(3), Protocol::TCP, NOW)
+        .attach_snat(&flow, &to_be(snat), &backend(3), Protocol::TCP, NOW)
         .unwrap();
 
-    assert_eq!((flow.snat_port, flow.snat_address), (snat.port, index));
+    assert_eq!(
+        (flow.snat_port, flow.snat_address),
+        (snat.port, to_be(snat).address)
+    );
     assert_eq!(
         flows.by_alias(&snat, &backend(3), Protocol::TCP),
         Some(flow)
@@ -186,16 +196,8 @@ fn an_snat_end_serves_one_flow_a_backend() {
     let world = World::new(64);
     let flows = world.flows();
     let snat = end("198.51.100.1", 61_000);
-    let attach = |flow: &Flow, to| {
-        flows.attach_snat(
-            flow,
-            &snat,
-            SnatAddressIndex(1),
-            &backend(to),
-            Protocol::TCP,
-            NOW,
-        )
-    };
+    let attach =
+        |flow: &Flow, to| flows.attach_snat(flow, &to_be(snat), &backend(to), Protocol::TCP, NOW);
     let first = flows.insert(&new_flow(client(1), 3), NOW).unwrap();
     let second = flows.insert(&new_flow(client(2), 3), NOW).unwrap();
     let elsewhere = flows.insert(&new_flow(client(3), 4), NOW).unwrap();
@@ -214,19 +216,49 @@ fn an_snat_end_serves_one_flow_a_backend() {
 }
 
 #[test]
+fn under_pressure_a_closed_flow_loses_its_snat_end_and_a_live_one_does_not() {
+    const CLOSED: u16 = FlowState::FIN_FORWARD | FlowState::FIN_REPLY;
+    let world = World::new(64);
+    let flows = world.flows();
+    let polite = to_be(end("198.51.100.1", 61_000));
+    let pressing = SnatEnd {
+        pressure: true,
+        ..polite
+    };
+    let attach = |flow: &Flow, snat| flows.attach_snat(flow, snat, &backend(3), Protocol::TCP, NOW);
+    let first = flows.insert(&new_flow(client(1), 3), NOW).unwrap();
+    let first = attach(&first, &polite).unwrap();
+    let second = flows.insert(&new_flow(client(2), 3), NOW).unwrap();
+
+    flows.note(&first, FlowState::REPLIED, NOW);
+    assert_eq!(attach(&second, &pressing), Err(Refused::Taken), "live");
+    flows.note(&first, FlowState::FIN_FORWARD, NOW);
+    assert_eq!(
+        attach(&second, &pressing),
+        Err(Refused::Taken),
+        "half-closed"
+    );
+    flows.note(&first, CLOSED, NOW);
+    assert_eq!(attach(&second, &polite), Err(Refused::Taken));
+    let second = attach(&second, &pressing).unwrap();
+
+    assert_eq!(
+        flows.by_alias(&polite.end, &backend(3), Protocol::TCP),
+        Some(second)
+    );
+    let frontend = first.frontend;
+    let found = flows.by_frontend(&client(1), &frontend, Protocol::TCP);
+    assert_eq!(found, None, "a flow never lives on without its end");
+    assert_eq!(world.census(NOW).aliases, 1);
+}
+
+#[test]
 fn an_snat_end_that_a_client_really_has_is_taken() {
     let world = World::new(64);
     let flows = world.flows();
     flows.insert(&new_flow(client(1), 3), NOW).unwrap();
     let other = flows.insert(&new_flow(client(2), 3), NOW).unwrap();
-    let refused = flows.attach_snat(
-        &other,
-        &client(1),
-        SnatAddressIndex(1),
-        &backend(3),
-        Protocol::TCP,
-        NOW,
-    );
+    let refused = flows.attach_snat(&other, &to_be(client(1)), &backend(3), Protocol::TCP, NOW);
     assert_eq!(refused, Err(Refused::Taken));
 }
 
@@ -236,16 +268,8 @@ fn of_two_snat_ends_for_one_flow_the_first_stays() {
     let flows = world.flows();
     let flow = flows.insert(&new_flow(client(1), 3), NOW).unwrap();
     let (a, b) = (end("198.51.100.1", 61_000), end("198.51.100.1", 61_001));
-    let attach = |snat: &Endpoint| {
-        flows.attach_snat(
-            &flow,
-            snat,
-            SnatAddressIndex(1),
-            &backend(3),
-            Protocol::TCP,
-            NOW,
-        )
-    };
+    let attach =
+        |snat: &Endpoint| flows.attach_snat(&flow, &to_be(*snat), &backend(3), Protocol::TCP, NOW);
     let first = attach(&a).unwrap();
     let second = attach(&b).unwrap();
     assert_eq!(second, first);
@@ -320,14 +344,7 @@ fn flows_whose_time_is_over_make_room_with_their_aliases() {
             flows.note(&flow, FlowState::REPLIED, now);
             let snat = end("198.51.100.1", 61_000 + number);
             flows
-                .attach_snat(
-                    &flow,
-                    &snat,
-                    SnatAddressIndex(1),
-                    &backend(3),
-                    Protocol::UDP,
-                    now,
-                )
+                .attach_snat(&flow, &to_be(snat), &backend(3), Protocol::UDP, now)
                 .unwrap();
         }
     }

@@ -6,12 +6,15 @@
 use super::{Headers, Next, Packet, World, nat};
 use crate::addr::{Endpoint, Port, Protocol};
 use crate::env::{Env, PacketTables, Tables};
-use crate::flow::{Flow, FlowState, Flows, Refused, SnatAddressIndex};
+use crate::flow::{Flow, FlowState, Flows, Refused, SnatAddressIndex, SnatEnd};
 use crate::table::Config;
 use crate::verdict::Reason;
 
-/// How many ports are tried near the hash start.
+/// How many ports are tried.
 const TRIES: u32 = 16;
+/// How many of them must be free or over; the rest may be taken from closed flows too. Those keep
+/// their ports for stragglers, which is worth less than a new connection.
+const POLITE_TRIES: u32 = 8;
 
 /// True if `port` lies in the range SNAT ports are taken from.
 #[inline(always)]
@@ -162,6 +165,7 @@ fn reserve<W: World>(
         } else {
             scattered(hash, step) % count
         };
+        let pressure = step >= POLITE_TRIES;
         step += 1;
         #[expect(
             clippy::cast_possible_truncation,
@@ -181,9 +185,14 @@ fn reserve<W: World>(
         {
             continue;
         }
+        let snat = SnatEnd {
+            end,
+            address,
+            pressure,
+        };
         match world
             .flows(config)
-            .attach_snat(flow, &end, address, backend, protocol, now)
+            .attach_snat(flow, &snat, backend, protocol, now)
         {
             Ok(flow) => return Ok(flow),
             Err(Refused::Taken) => {}

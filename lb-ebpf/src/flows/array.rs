@@ -13,7 +13,7 @@ use aya_ebpf::macros::btf_map;
 use lb_common::addr::{Endpoint, Protocol, Tick};
 use lb_common::env::Tables;
 use lb_common::flow::{
-    Buckets, Flow, FlowTable, Flows, Quick, Record, Refused, SnatAddressIndex, WORDS,
+    Buckets, Flow, FlowTable, Flows, Quick, Record, Refused, SnatAddressIndex, SnatEnd, WORDS,
 };
 use lb_common::table::Config;
 
@@ -138,12 +138,17 @@ unsafe extern "C" fn lb_flow_insert(record: *mut Record, state: u32, now: u32) -
 /// As [`lb_flow_by_frontend`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-unsafe extern "C" fn lb_flow_attach(record: *mut Record, address: u32, now: u32) -> u32 {
+unsafe extern "C" fn lb_flow_attach(
+    record: *mut Record,
+    address: u32,
+    pressure: u32,
+    now: u32,
+) -> u32 {
     // SAFETY: the function's own contract.
     let (Some(record), Some(config)) = (unsafe { record.as_mut() }, Kernel.config()) else {
         return FULL;
     };
-    let result = table(config).attach(record, SnatAddressIndex(address), Tick(now));
+    let result = table(config).attach(record, SnatAddressIndex(address), pressure != 0, Tick(now));
     answer(record, result)
 }
 
@@ -200,9 +205,9 @@ pub(super) fn insert(record: &mut Record, state: u32, now: u32) -> u32 {
 
 /// Reserves the alias `record`, then replaces it by its flow.
 #[inline(always)]
-pub(super) fn attach(record: &mut Record, _flow: &Flow, address: u32, now: u32) -> u32 {
+pub(super) fn attach(record: &mut Record, _flow: &Flow, snat: &SnatEnd, now: u32) -> u32 {
     // SAFETY: `record` is ours alone for the call.
-    unsafe { lb_flow_attach(record, address, now) }
+    unsafe { lb_flow_attach(record, snat.address.0, u32::from(snat.pressure), now) }
 }
 
 /// [`Flows::note`].

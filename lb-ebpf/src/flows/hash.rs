@@ -14,7 +14,7 @@ use aya_ebpf::btf_maps::LruHashMap;
 use aya_ebpf::macros::btf_map;
 use lb_common::addr::{Endpoint, Protocol, Tick};
 use lb_common::env::{Env, Tables};
-use lb_common::flow::{Control, Flow, Kind, Lifetime, Quick, Record, SnatAddressIndex};
+use lb_common::flow::{Control, Flow, Kind, Lifetime, Quick, Record, SnatAddressIndex, SnatEnd};
 use lb_common::table::Config;
 
 /// Two ends and what they are the ends of.
@@ -101,6 +101,12 @@ fn behind(ends: &Key) -> Option<&'static Record> {
 fn is_expired(record: &Record, now: Tick) -> bool {
     let control = record.control();
     Lifetime::is_expired(record.protocol(), control.state(), control.seen(), now)
+}
+
+#[inline(always)]
+fn is_reclaimable(record: &Record, now: Tick) -> bool {
+    let control = record.control();
+    Lifetime::is_reclaimable(record.protocol(), control.state(), control.seen(), now)
 }
 
 /// A hash lookup has no quick half.
@@ -194,15 +200,21 @@ pub(super) fn insert(record: &mut Record, state: u32, now: u32) -> u32 {
 
 /// Reserves the alias `record` for `flow`, then replaces it by that flow.
 #[inline(always)]
-pub(super) fn attach(record: &mut Record, flow: &Flow, address: u32, now: u32) -> u32 {
+pub(super) fn attach(record: &mut Record, flow: &Flow, snat: &SnatEnd, now: u32) -> u32 {
     let key = Key::new(&flow.client, &flow.frontend, record.protocol(), FRONTEND);
-    let version_address = (u32::from(flow.handle.version) << 16) | (address & 0xffff);
-    attach_to(record, &key, version_address, now)
+    let version_address = (u32::from(flow.handle.version) << 16) | (snat.address.0 & 0xffff);
+    attach_to(record, &key, version_address, snat.pressure, now)
 }
 
 /// `version_address`: the flow's version and, in the lower half, the SNAT address's index.
 #[inline(never)]
-fn attach_to(record: &mut Record, key: &Key, version_address: u32, now: u32) -> u32 {
+fn attach_to(
+    record: &mut Record,
+    key: &Key,
+    version_address: u32,
+    pressure: bool,
+    now: u32,
+) -> u32 {
     let Some(flow) = FLOWS.get_ptr_mut(key) else {
         return BUSY;
     };
@@ -226,6 +238,7 @@ fn attach_to(record: &mut Record, key: &Key, version_address: u32, now: u32) -> 
         && !is_under(holder, key)
         && holder.snat_port() == snat
         && !is_expired(holder, Tick(now))
+        && !(pressure && is_reclaimable(holder, Tick(now)))
     {
         return TAKEN;
     }
