@@ -72,6 +72,19 @@ pub fn ask(mut stream: &TcpStream) -> Result<Answer> {
     line.parse()
 }
 
+/// Like [`tcp`] with a question of `size` bytes: full segments, more of them than one window holds.
+pub fn tcp_long(server: SocketAddr, size: usize) -> Result<Answer> {
+    let mut stream = TcpStream::connect_timeout(&server, PATIENCE)
+        .with_context(|| format!("cannot connect to {server}"))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let question = vec![b'w'; size];
+    stream
+        .write_all(&question)
+        .with_context(|| format!("cannot send {size} bytes to {server}"))?;
+    // The line ends with what a short question is.
+    ask(&stream)
+}
+
 /// A UDP socket bound to the unspecified address of the server's family.
 pub fn udp_socket(server: SocketAddr) -> Result<UdpSocket> {
     let any: SocketAddr = if server.is_ipv4() {

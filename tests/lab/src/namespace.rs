@@ -92,6 +92,24 @@ impl Namespace {
         self.tool("tc", words)
     }
 
+    /// Runs `bridge WORDS…` inside.
+    pub fn bridge(&self, words: &str) -> Result<String> {
+        self.tool("bridge", words)
+    }
+
+    /// Loads netfilter rules (`nft -f`).
+    pub fn nft(&self, rules: &str) -> Result<()> {
+        let mut nft = match &self.name {
+            Some(name) => {
+                let mut ip = Command::new("ip");
+                ip.args(["netns", "exec", name, "nft"]);
+                ip
+            }
+            None => Command::new("nft"),
+        };
+        command::feed(nft.args(["-f", "-"]), rules)
+    }
+
     /// Several `ip` commands in one process, one a line.
     pub fn ip_batch(&self, lines: &str) -> Result<()> {
         let mut ip = Command::new("ip");

@@ -92,6 +92,12 @@ impl Place {
             .parse()
     }
 
+    /// Asks a [`crate::Server`] over TCP with a question of `size` bytes.
+    pub fn ask_tcp_long(&self, server: SocketAddr, size: usize) -> Result<Answer> {
+        self.call(|| client::tcp_long(server, size).map(|answer| answer.to_string()))?
+            .parse()
+    }
+
     /// Asks a [`crate::Server`] over connected UDP with a datagram of `size` bytes.
     pub fn ask_udp(&self, server: SocketAddr, size: usize) -> Result<Answer> {
         self.call(|| client::udp_connected(server, size).map(|answer| answer.to_string()))?
