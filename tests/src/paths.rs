@@ -115,9 +115,11 @@ fn paths(stage: &Stage, family: usize) -> Vec<Path<'_>> {
     ]
 }
 
+/// One way to ask.
+type Ask<'a> = &'a dyn Fn() -> Result<Answer>;
+
 fn take(path: &Path<'_>) -> Result<()> {
     let (from, to) = (path.from, path.to);
-    type Ask<'a> = &'a dyn Fn() -> Result<Answer>;
     let ways: [(&str, Ask<'_>); 5] = [
         ("TCP", &|| from.ask_tcp(to)),
         ("a long question over TCP", &|| from.ask_tcp_long(to, LONG)),
