@@ -5,6 +5,7 @@ mod build;
 mod demo;
 mod elf;
 mod run;
+mod second_try;
 mod setup;
 mod step;
 mod test;

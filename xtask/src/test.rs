@@ -1,5 +1,6 @@
 //! `cargo xtask test`: everything that proves the project, and one summary at the end.
 
+use crate::second_try::{self, Tests};
 use crate::step::{self, cargo, say};
 use crate::vm::{self, Outcome as VmOutcome};
 use crate::workspace::{self, Flavour};
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 enum Outcome {
     Passed,
+    /// These tests failed beside others and passed alone.
+    PassedAlone(Vec<String>),
     /// Not run, for a reason that is no fault of the project.
     Skipped(String),
     Failed(String),
@@ -52,9 +55,16 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, outcome, took) in &self.0 {
             let (word, reason) = match outcome {
-                Outcome::Passed => ("passed", ""),
-                Outcome::Skipped(reason) => ("skipped", reason.as_str()),
-                Outcome::Failed(reason) => ("FAILED", reason.lines().next().unwrap_or_default()),
+                Outcome::Passed => ("passed", String::new()),
+                Outcome::PassedAlone(tests) => (
+                    "passed",
+                    format!("UNSTEADY, at the second try: {}", tests.join(", ")),
+                ),
+                Outcome::Skipped(reason) => ("skipped", reason.clone()),
+                Outcome::Failed(reason) => (
+                    "FAILED",
+                    reason.lines().next().unwrap_or_default().to_owned(),
+                ),
             };
             writeln!(f, "{word:8} {:>5} s  {name}  {reason}", took.as_secs())?;
         }
@@ -67,7 +77,7 @@ impl fmt::Display for Report {
         write!(
             f,
             "{} parts passed, {} failed, {} skipped",
-            count(|outcome| matches!(outcome, Outcome::Passed)),
+            count(|outcome| matches!(outcome, Outcome::Passed | Outcome::PassedAlone(_))),
             count(|outcome| matches!(outcome, Outcome::Failed(_))),
             count(|outcome| matches!(outcome, Outcome::Skipped(_)))
         )
@@ -108,9 +118,14 @@ fn run_all(args: &TestArgs) -> Report {
     report.part("agent", || {
         step::run(&mut cargo(["build", "--package", "lb-agent"]))
     });
-    report.part("host and kernel tests", || {
+    report.outcome("host and kernel tests", || {
         let mut tests = cargo(["test", "--quiet", "--no-fail-fast", "--workspace"]);
-        step::run(tests.env("LB_AGENT_BIN", workspace::target().join("debug/lb-agent")))
+        tests.env("LB_AGENT_BIN", workspace::target().join("debug/lb-agent"));
+        match second_try::run(&mut tests) {
+            Ok(Tests::Passed) => Outcome::Passed,
+            Ok(Tests::AtSecondTry(names)) => Outcome::PassedAlone(names),
+            Err(error) => Outcome::Failed(format!("{error:#}")),
+        }
     });
     report.part("cases", project_cases);
     report.outcome("smoke test on other kernels", || {

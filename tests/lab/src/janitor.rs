@@ -160,7 +160,7 @@ pub fn clean_agent(dir: &Path) -> Result<()> {
         )
     };
     // The agent dies with whoever started it, but nobody is told when it let go of its lock.
-    for _ in 0..20 {
+    for _ in 0..100 {
         if run().is_ok() {
             return Ok(());
         }
