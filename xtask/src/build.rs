@@ -13,13 +13,40 @@ use std::process::{Command, ExitCode};
 /// Builds both objects and `target/release/lb-agent`, and returns the latter's path.
 pub(crate) fn everything() -> Result<PathBuf> {
     objects()?;
+    let target = toolchain::host().context("`rustc -vV` does not name this machine's target")?;
+    // Naming the target keeps the flag from build scripts and macros, which cannot be static.
     step::timed(
         "agent (release)",
-        &mut step::cargo(["build", "--release", "--package", "lb-agent"]),
+        step::cargo(["build", "--release", "--package", "lb-agent"])
+            .args(["--target", &target])
+            .args([
+                "--config",
+                "build.rustflags=['-Ctarget-feature=+crt-static']",
+            ]),
     )?;
+    let built = workspace::target().join(target).join("release/lb-agent");
     let agent = workspace::target().join("release/lb-agent");
+    place(&built, &agent)?;
     say(&format!("built {}", agent.display()));
     Ok(agent)
+}
+
+/// Copies a program that needs no library beside it; whoever runs the old one keeps it.
+fn place(built: &Path, agent: &Path) -> Result<()> {
+    let binary = fs::read(built).with_context(|| format!("cannot read {}", built.display()))?;
+    if elf::has_interpreter(&binary).with_context(|| format!("in {}", built.display()))? {
+        bail!(
+            "{} needs shared libraries: a node may have none of them",
+            built.display()
+        );
+    }
+    let failed = || format!("cannot make {}", agent.display());
+    if let Some(dir) = agent.parent() {
+        fs::create_dir_all(dir).with_context(failed)?;
+    }
+    let fresh = agent.with_extension("new");
+    fs::copy(built, &fresh).with_context(failed)?;
+    fs::rename(&fresh, agent).with_context(failed)
 }
 
 /// The agent to run: a prebuilt one that `LB_AGENT_BIN` names, else what [`everything`] builds.

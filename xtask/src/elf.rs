@@ -1,12 +1,11 @@
-//! Reads the symbol names of an ELF object: enough to see that no panic is left in it.
+//! Reads of an ELF object what a build is checked for: the symbol names, enough to see that no panic is
+//! left in it, and whether it needs libraries beside it.
 
 use anyhow::{Context, Result, anyhow};
 
 /// The names of the functions that a 64-bit little-endian ELF object defines or wants.
 pub(crate) fn symbols(object: &[u8]) -> Result<Vec<String>> {
-    if object.get(..6) != Some(b"\x7fELF\x02\x01") {
-        return Err(anyhow!("not a 64-bit little-endian ELF object"));
-    }
+    check(object)?;
     let sections = usize_at(object, 0x28, 8)?;
     let (size, count) = (usize_at(object, 0x3a, 2)?, usize_at(object, 0x3c, 2)?);
     let mut names = Vec::new();
@@ -37,6 +36,27 @@ pub(crate) fn symbols(object: &[u8]) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// Whether a 64-bit little-endian ELF program asks for a loader, and so for shared libraries.
+pub(crate) fn has_interpreter(program: &[u8]) -> Result<bool> {
+    check(program)?;
+    let headers = usize_at(program, 0x20, 8)?;
+    let (size, count) = (usize_at(program, 0x36, 2)?, usize_at(program, 0x38, 2)?);
+    for index in 0..count {
+        // PT_INTERP is 3 (System V ABI, chapter 5).
+        if usize_at(program, headers + index * size, 4)? == 3 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn check(object: &[u8]) -> Result<()> {
+    if object.get(..6) == Some(b"\x7fELF\x02\x01") {
+        return Ok(());
+    }
+    Err(anyhow!("not a 64-bit little-endian ELF object"))
+}
+
 fn usize_at(object: &[u8], offset: usize, width: usize) -> Result<usize> {
     let bytes = object
         .get(offset..offset + width)
@@ -50,7 +70,18 @@ fn usize_at(object: &[u8], offset: usize, width: usize) -> Result<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::symbols;
+    use super::{has_interpreter, symbols};
+
+    #[test]
+    fn a_program_of_shared_libraries_is_told_from_one_without() {
+        let own = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+        assert!(has_interpreter(&own).unwrap(), "tests are linked as usual");
+        let loader = "/lib64/ld-linux-x86-64.so.2";
+        if let Ok(loader) = std::fs::read(loader) {
+            assert!(!has_interpreter(&loader).unwrap(), "the loader has none");
+        }
+        assert!(has_interpreter(b"#!/bin/sh").is_err());
+    }
 
     #[test]
     fn the_symbols_of_this_very_test_are_read() {

@@ -188,6 +188,13 @@ pub(crate) fn clean(command: &mut Command) -> &mut Command {
     command
 }
 
+/// The target of this machine's own compiler, as `x86_64-unknown-linux-gnu`.
+pub(crate) fn host() -> Option<String> {
+    let text = stdout("rustc", &["-vV"])?;
+    let line = text.lines().find_map(|line| line.strip_prefix("host: "))?;
+    Some(line.trim().to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
