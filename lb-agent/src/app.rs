@@ -73,6 +73,8 @@ pub struct Snapshot {
     /// The answer of the loaded programs to a synthetic packet: `None` before the first, else
     /// what was wrong if anything was.
     pub probe: Option<Result<(), String>>,
+    /// How often something was found detached and was attached again.
+    pub mended: u64,
 }
 
 /// Why the agent stopped.

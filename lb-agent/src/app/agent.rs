@@ -424,8 +424,37 @@ impl Agent {
 
     fn probe(&mut self) {
         let answer = self.datapath.probe();
-        self.snapshot
-            .send_modify(|snapshot| snapshot.probe = Some(answer));
+        let mended = match &answer {
+            Ok(()) => 0,
+            Err(wrong) => self.mend(wrong),
+        };
+        self.snapshot.send_modify(|snapshot| {
+            // The next probe tells whether mending helped.
+            snapshot.probe = Some(answer);
+            snapshot.mended += mended;
+        });
+    }
+
+    /// Puts back what somebody else detached, and says so.
+    fn mend(&mut self, wrong: &str) -> u64 {
+        let mended = self
+            .datapath
+            .mend(&self.facts, self.state.options(), &self.node);
+        match mended {
+            Ok(0) => {
+                tracing::error!(wrong, "the datapath does not work as it should");
+                0
+            }
+            Ok(places) => {
+                tracing::warn!(wrong, places, "attached again");
+                places
+            }
+            Err(error) => {
+                let error = format!("{:#}", anyhow::Error::from(error));
+                tracing::error!(wrong, error, "cannot be attached again; tried again soon");
+                0
+            }
+        }
     }
 
     /// Publishes what is refused, and says it once.

@@ -238,6 +238,11 @@ impl Attached {
         Ok(problems)
     }
 
+    /// Takes a device for one that carries nothing, so that the next update attaches to it again.
+    pub(super) fn forget(&mut self, device: u32) {
+        self.devices.remove(&device);
+    }
+
     /// The devices that carry the packet path.
     pub(super) fn indexes(&self) -> impl Iterator<Item = u32> {
         self.devices.keys().copied()

@@ -20,6 +20,7 @@ use lb_common::addr::BackendId;
 use lb_common::hash::HashKeys;
 use lb_common::table::{Config, SocketMode, name};
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -37,6 +38,8 @@ pub struct Datapath {
     tables: Tables,
     local: Local,
     attached: Attached,
+    /// Where the socket hooks are.
+    cgroup: (PathBuf, File),
     config: Config,
     succeeds_another_layout: bool,
     _lock: Lock,
@@ -56,7 +59,7 @@ impl Datapath {
     ) -> Result<(Self, Planner), StartError> {
         let object = load::object()?;
         let schema = load::schema(object, &options.capacity)?;
-        let (cgroup_path, cgroup) = cgroup::open(options.cgroup_root.as_deref())?;
+        let cgroup = cgroup::open(options.cgroup_root.as_deref())?;
         let snat_ports = snat_ports(options)?;
         let directory = Directory::new(&options.directory);
         directory.prepare_root()?;
@@ -104,6 +107,7 @@ impl Datapath {
             tables,
             local,
             attached: Attached::new(options.devices.clone(), options.tc_attach),
+            cgroup,
             config,
             succeeds_another_layout,
             _lock: lock,
@@ -121,14 +125,14 @@ impl Datapath {
                 source,
             })?;
         } else {
-            attach::attach_sockets(
-                &datapath.directory,
-                &datapath.programs,
-                cgroup.as_fd(),
-                &cgroup_path,
-            )?;
+            datapath.attach_sockets()?;
         }
         Ok((datapath, planner))
+    }
+
+    fn attach_sockets(&self) -> Result<(), StartError> {
+        let (path, cgroup) = &self.cgroup;
+        attach::attach_sockets(&self.directory, &self.programs, cgroup.as_fd(), path)
     }
 
     /// What an earlier life left retired may still be in the hands of a running program.
@@ -235,6 +239,33 @@ impl Datapath {
         verify::devices(&self.directory, &self.programs, &self.attached)
     }
 
+    /// Attaches again what [`probe`](Self::probe) found detached; returns how many places that were.
+    pub fn mend(
+        &mut self,
+        facts: &Facts,
+        model: &ModelOptions,
+        node: &NodeFacts,
+    ) -> Result<u64, StartError> {
+        let mut mended = 0;
+        if self.options.socket_mode != SocketMode::Off
+            && verify::sockets(&self.directory, &self.programs).is_err()
+        {
+            self.attach_sockets()?;
+            mended += 1;
+        }
+        for (device, _) in verify::lost(&self.directory, &self.programs, &self.attached) {
+            self.attached.forget(device);
+            mended += 1;
+        }
+        self.update_machine(facts, model, node)
+            .map_err(|source| StartError::Step {
+                attempt: "attach again to the devices for",
+                object: self.directory.root().display().to_string(),
+                source,
+            })?;
+        Ok(mended)
+    }
+
     /// How full the tables are.
     pub(crate) fn fill(&self, used: Used, flows: (u64, u64)) -> Vec<Fill> {
         let limits = self.tables.limits();
@@ -282,7 +313,7 @@ fn datapath_is_new(directory: &Directory) -> Result<(), StartError> {
 
 fn draw_keys() -> io::Result<HashKeys> {
     let mut bytes = [0; 32];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     let words = <[u32; 8]>::read_from_bytes(&bytes).unwrap_or_else(|_| <[u32; 8]>::new_zeroed());
     Ok(HashKeys::from_random(words))
 }

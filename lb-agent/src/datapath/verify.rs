@@ -29,6 +29,19 @@ pub(super) fn devices(
     programs: &Programs,
     attached: &Attached,
 ) -> Result<(), String> {
+    match lost(directory, programs, attached).into_iter().next() {
+        None => Ok(()),
+        Some((_, wrong)) => Err(wrong),
+    }
+}
+
+/// The devices on which the packet path is not as it should be, and what is wrong with each.
+pub(super) fn lost(
+    directory: &Directory,
+    programs: &Programs,
+    attached: &Attached,
+) -> Vec<(u32, String)> {
+    let mut lost = Vec::new();
     for (device, carried) in attached.carried() {
         for direction in Direction::BOTH {
             let Some(program) = programs.get(tc_program(direction, carried.ethernet)) else {
@@ -48,11 +61,14 @@ pub(super) fn devices(
             // A device that just went away is no fault; netlink will say so.
             if let Some(name) = name_of(device) {
                 let direction = direction.name();
-                return Err(format!("the packet path at {direction} of {name} {wrong}"));
+                lost.push((
+                    device,
+                    format!("the packet path at {direction} of {name} {wrong}"),
+                ));
             }
         }
     }
-    Ok(())
+    lost
 }
 
 /// One pinned link: there, attached, and with our program behind it.

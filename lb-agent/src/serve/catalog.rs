@@ -114,6 +114,9 @@ metrics! {
     WRITE_FAILURES = "lb_table_write_failures" Counter &[],
         "Writes that failed; each is tried again.",
         "";
+    MENDED = "lb_hooks_reattached" Counter &[],
+        "Times a hook of ours was found detached and was attached again.",
+        "Looked for every five seconds; in between its traffic went by it.";
     SERVICES = "lb_services" Gauge &[],
         "Service ports served, each family by itself.",
         "";

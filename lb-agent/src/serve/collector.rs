@@ -328,6 +328,7 @@ fn write_snapshot(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> f
     for (metric, value) in [
         (&catalog::WRITES, snapshot.writes),
         (&catalog::WRITE_FAILURES, snapshot.write_failures),
+        (&catalog::MENDED, snapshot.mended),
         (&catalog::SERVICES, snapshot.services as u64),
         (&catalog::ALL_ENDPOINTS, snapshot.endpoints as u64),
         (&catalog::DEVICES, snapshot.devices.len() as u64),
