@@ -2,7 +2,7 @@
 //! out byte for byte as the host's core says.
 
 use anyhow::Result;
-use lb_common::addr::{Addr, BackendId, Endpoint, Port, Protocol};
+use lb_common::addr::{Addr, BackendId, Endpoint, Port, Protocol, ServiceId};
 use lb_common::host::craft::{flaw, icmp_error, tcp, udp};
 use lb_common::host::{HostTables, PacketWorld};
 use lb_common::table::FrontendKind;
@@ -152,6 +152,29 @@ fn a_conversation_with_a_node_port_is_masqueraded_as_on_the_host() -> Result<()>
         }
         Ok(())
     })
+}
+
+#[test]
+fn a_client_s_port_is_free_for_another_frontend_once_its_conversation_is_over() -> Result<()> {
+    lb_lab::require_root();
+    for v6 in [false, true] {
+        let mut t = Twins::new(v6, Protocol::TCP)?;
+        let (client, node, backend) = (t.client, t.node, t.backend);
+        let external = end(if v6 { "2001:db8:9::9" } else { "198.51.100.9" }, 80);
+        let kind = FrontendKind::ExternalIp;
+        (t.world.tables).add_frontend(ServiceId(1), &external, Protocol::TCP, kind);
+        t.object.write(&t.world.tables)?;
+        t.push(true, &t.packet(&client, &node, TcpFlags::SYN))?;
+        t.push(false, &t.packet(&client, &backend, TcpFlags::SYN))?;
+        let fin = TcpFlags::FIN | TcpFlags::ACK;
+        t.push(true, &t.packet(&client, &node, fin))?;
+        t.push(false, &t.packet(&backend, &client, fin))?;
+        let request = t.push(true, &t.packet(&client, &external, TcpFlags::SYN))?;
+        assert_eq!(request, t.packet(&client, &backend, TcpFlags::SYN));
+        let reply = t.push(false, &t.packet(&backend, &client, TcpFlags::ACK))?;
+        assert_eq!(reply, t.packet(&external, &client, TcpFlags::ACK));
+    }
+    Ok(())
 }
 
 fn v4(packet: &[u8]) -> bool {

@@ -7,7 +7,7 @@ use crate::balance::{
     Asker, Client, Decision, Origin, Unserved, decide, find_frontend, is_hairpin, unserved,
 };
 use crate::env::{Env, PacketTables, Tables};
-use crate::flow::{FlowState, Flows, NewFlow};
+use crate::flow::{FlowState, Flows, Lifetime, NewFlow};
 use crate::table::{Config, Frontend};
 use crate::verdict::Reason;
 use crate::wire::TcpFlags;
@@ -173,15 +173,20 @@ pub(super) fn begin<P: Packet, W: World>(
 }
 
 /// True if the client's end already talks to this backend: through another frontend, or because
-/// another flow was given this very end by SNAT.
+/// another flow was given this very end by SNAT. A conversation that is over is in nobody's way:
+/// clients use a port again for another destination long before its record's time has come.
 #[inline(always)]
 fn is_taken<W: World>(world: &W, config: &Config, headers: &Headers, backend: &Endpoint) -> bool {
     let flows = world.flows(config);
-    flows
-        .by_backend(&headers.source, backend, headers.protocol)
-        .is_some()
-        || (snat::is_snat_port(config, headers.source.port)
-            && flows
-                .by_alias(&headers.source, backend, headers.protocol)
-                .is_some())
+    let (source, protocol) = (&headers.source, headers.protocol);
+    if let Some(flow) = flows.by_backend(source, backend, protocol) {
+        let now = world.env().now();
+        let is_over = Lifetime::is_closed(protocol, flow.state)
+            || Lifetime::is_expired(protocol, flow.state, flow.seen, now);
+        if !is_over {
+            return true;
+        }
+        flows.remove(&flow);
+    }
+    snat::is_snat_port(config, source.port) && flows.by_alias(source, backend, protocol).is_some()
 }

@@ -142,3 +142,30 @@ fn a_local_policy_without_a_local_endpoint_is_silent() {
     assert_eq!(s.reason(Reason::DroppedNoLocalEndpoint), 1);
     assert_eq!(s.world.tables.counters.borrow()[&s.service].tc_dropped, 1);
 }
+
+#[test]
+fn a_client_s_port_is_free_for_another_frontend_once_its_conversation_is_over() {
+    for family in FAMILIES {
+        let mut s = Scene::new(family, Protocol::TCP);
+        let (client, backend, node_port) = (s.client(), s.backend_end(), s.node_port());
+        let external = family.end(8, 9, 80);
+        let kind = FrontendKind::ExternalIp;
+        (s.world.tables).add_frontend(s.service, &external, Protocol::TCP, kind);
+        s.arrives(s.opening(&client, &node_port), &client, &backend);
+        let snat = s.leaves_from(s.opening(&client, &backend));
+        s.leaves(s.data(&backend, &client), &node_port, &client);
+        let refused = |s: &Scene| {
+            let mut packet = s.opening(&client, &external);
+            s.world.ingress(&mut packet, DEVICE) == Verdict::Drop
+        };
+        assert!(refused(&s), "two live conversations are alike at egress");
+        let fin = TcpFlags::FIN | TcpFlags::ACK;
+        s.arrives(s.segment(&client, &node_port, fin), &client, &backend);
+        assert!(refused(&s), "the backend may still have something to say");
+        s.leaves(s.segment(&backend, &client, fin), &node_port, &client);
+        s.arrives(s.opening(&client, &external), &client, &backend);
+        s.leaves_from(s.opening(&client, &backend));
+        s.leaves(s.data(&backend, &client), &external, &client);
+        assert_ne!(snat, client);
+    }
+}
