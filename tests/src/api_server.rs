@@ -50,6 +50,7 @@ fn resource_of(object: &Value) -> Result<&'static str> {
         Some("EndpointSlice") => Ok("endpointslices"),
         Some("Endpoints") => Ok("endpoints"),
         Some("Node") => Ok("nodes"),
+        Some("ServiceCIDR") => Ok("servicecidrs"),
         other => Err(anyhow!("the server keeps no {other:?}")),
     }
 }
@@ -270,7 +271,9 @@ fn respond(shared: &Shared, stream: &TcpStream, request: &str) -> std::io::Resul
     let state = shared.0.lock().unwrap_or_else(PoisonError::into_inner);
     let path = request.split('?').next().unwrap_or_default();
     let resource = path.rsplit('/').next().unwrap_or_default().to_owned();
-    let known = ["services", "endpointslices", "endpoints", "nodes"].contains(&&*resource);
+    // Only newer servers know ServiceCIDRs: this one does once it has one.
+    let known = ["services", "endpointslices", "endpoints", "nodes"].contains(&&*resource)
+        || state.objects.keys().any(|(of, _)| *of == resource);
     if !known {
         return error(
             stream,

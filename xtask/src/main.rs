@@ -41,6 +41,13 @@ enum Command {
     Test(TestArgs),
     /// Runs case files on the core and the model on this host.
     Cases {
+        /// Replay their flows on this machine's kernel instead: real sockets in namespaces, a real
+        /// agent. Needs root.
+        #[arg(long)]
+        kernel: bool,
+        /// With --kernel: only cases whose id has this in it.
+        #[arg(long, value_name = "WORD", requires = "kernel")]
+        only: Option<String>,
         /// Case files of the schema of shared/cases/kube-proxy.json.
         #[arg(required = true)]
         files: Vec<PathBuf>,
@@ -123,7 +130,17 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Test(args) => test::run(&args),
-        Command::Cases { files } => test::cases(&files),
+        Command::Cases {
+            kernel,
+            only,
+            files,
+        } => {
+            if kernel {
+                test::replay(&files, only.as_deref())
+            } else {
+                test::cases(&files)
+            }
+        }
         Command::Bench { arguments } => build::bench(&arguments),
         Command::Vm(args) => vm::run(&args),
     }

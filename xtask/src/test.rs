@@ -214,13 +214,40 @@ fn cases_command(files: &[PathBuf]) -> Command {
 
 /// `cargo xtask cases`: the runner's output and exit code are its own.
 pub(crate) fn cases(files: &[PathBuf]) -> Result<ExitCode> {
-    // The runner starts at the root of the workspace; the names were typed elsewhere.
-    let files = files
+    run_cases(cases_command(&resolved(files)?))
+}
+
+/// `cargo xtask cases --kernel`: the same on the kernel, with an agent that is built before.
+pub(crate) fn replay(files: &[PathBuf], only: Option<&str>) -> Result<ExitCode> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!(
+            "replaying cases on the kernel makes network namespaces and loads eBPF programs, which \
+             needs root: run `sudo -E env \"PATH=$PATH\" cargo xtask cases --kernel FILE…`, or leave \
+             out --kernel for the host"
+        );
+    }
+    setup::host_compiler()?;
+    setup::test_tools()?;
+    build::objects()?;
+    step::run(&mut cargo(["build", "--quiet", "--package", "lb-agent"]))?;
+    let mut command = cases_command(&resolved(files)?);
+    command.arg("--kernel");
+    if let Some(only) = only {
+        command.args(["--only", only]);
+    }
+    command.env("LB_AGENT_BIN", workspace::target().join("debug/lb-agent"));
+    run_cases(command)
+}
+
+/// The runner starts at the root of the workspace; the names were typed elsewhere.
+fn resolved(files: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    files
         .iter()
         .map(|file| std::path::absolute(file).context("cannot resolve a case file's name"))
-        .collect::<Result<Vec<_>>>()?;
-    let status = cases_command(&files)
-        .status()
-        .context("cannot start the case runner")?;
+        .collect()
+}
+
+fn run_cases(mut command: Command) -> Result<ExitCode> {
+    let status = command.status().context("cannot start the case runner")?;
     Ok(u8::try_from(status.code().unwrap_or(1)).map_or(ExitCode::FAILURE, ExitCode::from))
 }

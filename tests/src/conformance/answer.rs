@@ -139,9 +139,10 @@ pub(super) fn first_packet(
 }
 
 /// The reasons to refuse.
-const REFUSALS: [Reason; 2] = [Reason::RejectedNoEndpoint, Reason::RejectedUndefinedPort];
+pub(super) const REFUSALS: [Reason; 2] =
+    [Reason::RejectedNoEndpoint, Reason::RejectedUndefinedPort];
 /// The reasons to be silent.
-const SILENCES: [Reason; 3] = [
+pub(super) const SILENCES: [Reason; 3] = [
     Reason::DroppedNoLocalEndpoint,
     Reason::DroppedUnusedAddress,
     Reason::DroppedSourceRange,
@@ -251,10 +252,4 @@ pub(super) fn ends(bytes: &[u8]) -> Result<(SocketAddr, SocketAddr), String> {
         SocketAddr::new(from, source),
         SocketAddr::new(to, destination),
     ))
-}
-
-/// Why a flow's expectation lies outside of what this version serves, if so. Asked only where the
-/// answer differs: it may excuse nothing else.
-pub(super) fn not_yet_served(flow: &Flow) -> Option<&'static str> {
-    (flow.protocol == "SCTP").then_some("SCTP is not yet served")
 }

@@ -1,5 +1,6 @@
 //! What is read from EndpointSlices, and which endpoints are chosen.
 
+use super::deviations::IDLE_UPDATE;
 use super::world::{Node, World, change, family, object_name};
 use super::{Outcome, read};
 use lb_agent::model::desired::{Family, ObjectName, ServicePortName};
@@ -189,9 +190,7 @@ fn run_event(case: &Value) -> Result<Outcome, Outcome> {
         return Ok(outcome);
     }
     if case.expect_changed && got == before {
-        return Ok(Outcome::Skipped(
-            "the endpoints are as expected, but kube-proxy queues a sync for an update that changes nothing it reads, and here there is nothing to do".to_owned(),
-        ));
+        return Ok(IDLE_UPDATE.skips("the endpoints are as expected, and nothing changed"));
     }
     Ok(Outcome::Failed(format!(
         "a change was expected to be seen: {}, was seen: {changed}",

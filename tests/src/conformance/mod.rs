@@ -4,11 +4,13 @@
 
 mod affinity;
 mod answer;
+pub mod deviations;
 mod endpoints;
 mod health;
 mod lifetime;
 mod node;
 mod outcome;
+pub mod replay;
 mod services;
 mod tracking;
 mod traffic;
@@ -151,14 +153,23 @@ const DESCRIPTION: [&str; 5] = ["title", "source", "howVerified", "schema", "not
 pub fn run_files<'a>(files: impl Iterator<Item = &'a Path>) -> Result<Report> {
     let mut report = Report::default();
     for file in files {
-        let text = fs::read_to_string(file)
-            .with_context(|| format!("cannot read the case file {}", file.display()))?;
-        let content: Value = serde_json::from_str(&text)
-            .with_context(|| format!("the case file {} is not JSON", file.display()))?;
-        run_content(&content, &mut report)
+        run_content(&content_of(file)?, &mut report)
             .with_context(|| format!("{} is not a case file", file.display()))?;
     }
     Ok(report)
+}
+
+fn content_of(file: &Path) -> Result<Value> {
+    let text = fs::read_to_string(file)
+        .with_context(|| format!("cannot read the case file {}", file.display()))?;
+    serde_json::from_str(&text)
+        .with_context(|| format!("the case file {} is not JSON", file.display()))
+}
+
+/// The id of a case, or its place in the section.
+fn id_of(section: &str, index: usize, case: &Value) -> String {
+    let id = case["id"].as_str();
+    id.map_or_else(|| format!("{section}[{index}]"), ToOwned::to_owned)
 }
 
 /// Runs every case of one file's content.
@@ -173,25 +184,28 @@ pub fn run_content(content: &Value, report: &mut Report) -> Result<()> {
         if DESCRIPTION.contains(&name.as_str()) {
             continue;
         }
-        let section = SECTIONS.iter().find(|section| section.name == name);
-        let (Some(section), Some(cases)) = (section, cases.as_array()) else {
+        let (Some(section), Some(cases)) = (Section::of(name), cases.as_array()) else {
             report.skip_section(name, cases);
             continue;
         };
         for (index, case) in cases.iter().enumerate() {
-            let id = case["id"]
-                .as_str()
-                .map_or_else(|| format!("{name}[{index}]"), ToOwned::to_owned);
-            report.add(&id, section.run(case));
+            report.add(&id_of(name, index, case), section.run(case));
         }
     }
     Ok(())
 }
 
 impl Section {
-    fn run(&self, case: &Value) -> Outcome {
+    fn of(name: &str) -> Option<&'static Self> {
+        SECTIONS.iter().find(|section| section.name == name)
+    }
+
+    /// Why a case cannot be run before anything of it is read, if so.
+    fn unknown(&self, case: &Value) -> Option<Outcome> {
         let Some(fields) = case.as_object() else {
-            return Outcome::Failed(format!("{case} is no case: an object is expected"));
+            return Some(Outcome::Failed(format!(
+                "{case} is no case: an object is expected"
+            )));
         };
         // A field nobody reads may change what the case means.
         let known = |field: &&str| DOCUMENTATION.contains(field) || self.fields.contains(field);
@@ -199,11 +213,16 @@ impl Section {
             .keys()
             .map(String::as_str)
             .filter(|field| !known(field));
-        if let Some(field) = unknown.next() {
-            return Outcome::Skipped(format!(
-                "the field {field} of a case in {} is not known to this runner",
-                self.name
-            ));
+        let field = unknown.next()?;
+        Some(Outcome::Skipped(format!(
+            "the field {field} of a case in {} is not known to this runner",
+            self.name
+        )))
+    }
+
+    fn run(&self, case: &Value) -> Outcome {
+        if let Some(outcome) = self.unknown(case) {
+            return outcome;
         }
         // A case may ask for something this runner's author did not think of: that case fails, the
         // others still run.

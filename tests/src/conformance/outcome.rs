@@ -1,5 +1,6 @@
 //! The outcome of cases, and how it is told.
 
+use super::deviations;
 use serde_json::Value;
 use std::fmt;
 
@@ -67,6 +68,7 @@ impl fmt::Display for Report {
         for (id, reason) in &self.failed {
             writeln!(f, "FAILED  {id}: {reason}")?;
         }
+        writeln!(f, "\n{}", deviations::table())?;
         write!(
             f,
             "{} passed, {} failed, {} skipped",

@@ -1,6 +1,7 @@
 //! Sections about time and state beside the flows of traffic.
 
 use super::answer::send;
+use super::deviations::UDP_LAST_ENDPOINT;
 use super::world::{Node, World, change, object_name};
 use super::{Outcome, read};
 use k8s_openapi::jiff::Timestamp;
@@ -118,11 +119,7 @@ fn run_conntrack(case: &Value) -> Result<Outcome, Outcome> {
     let now = world.state.desired_all();
     let nobody = now.values().all(|service| service.endpoints.is_empty());
     if nobody && case.entries.iter().any(|entry| entry.expect == "keep") {
-        return Err(Outcome::Skipped(
-            "kube-proxy 1.36 leaves UDP flows of a service that has lost every endpoint where they \
-             went (later releases do not); here they are refused like new ones"
-                .to_owned(),
-        ));
+        return Err(UDP_LAST_ENDPOINT.skips("a flow that is to be kept"));
     }
     for entry in &case.entries {
         if entry.protocol != "UDP" {

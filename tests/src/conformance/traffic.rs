@@ -1,6 +1,8 @@
-//! Flows: where does the first packet of a connection go?
+//! Flows: where does the first packet of a connection go? The cases are read and judged here,
+//! whatever they are tried on.
 
-use super::answer::{Answer, answer, not_yet_served};
+use super::answer::{Answer, answer};
+use super::deviations::{Deviation, INTERFACE_DETECTION, SCTP};
 use super::world::{Node, World, family, object_name};
 use super::{Outcome, read};
 use lb_agent::model::desired::{Family, ObjectName};
@@ -13,9 +15,9 @@ use std::net::{IpAddr, SocketAddr};
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Case {
+pub(super) struct Case {
     family: String,
-    node: Node,
+    pub(super) node: Node,
     #[serde(default)]
     services: Vec<Value>,
     #[serde(default)]
@@ -25,6 +27,93 @@ struct Case {
     expect_state: Option<ExpectState>,
     #[serde(default)]
     transitions: Vec<Transition>,
+}
+
+/// What the API server's objects become in one step.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Step<'a> {
+    /// Services that go, `namespace/name`.
+    pub(super) delete_services: &'a [String],
+    /// EndpointSlices that go, likewise.
+    pub(super) delete_endpoint_slices: &'a [String],
+    /// Services as they are from now on.
+    pub(super) services: &'a [Value],
+    /// EndpointSlices as they are from now on.
+    pub(super) endpoint_slices: &'a [Value],
+    /// The node's labels from now on.
+    pub(super) labels: Option<&'a BTreeMap<String, String>>,
+}
+
+impl Case {
+    /// Every step, in order, with the flows that are looked at after it.
+    pub(super) fn steps(&self) -> impl Iterator<Item = (Step<'_>, &[Flow])> {
+        let first = Step {
+            services: &self.services,
+            endpoint_slices: &self.endpoint_slices,
+            ..Step::default()
+        };
+        let later = self.transitions.iter();
+        std::iter::once((first, &*self.flows))
+            .chain(later.map(|change| (change.step(), &*change.flows)))
+    }
+}
+
+impl Transition {
+    fn step(&self) -> Step<'_> {
+        Step {
+            delete_services: &self.delete_services,
+            delete_endpoint_slices: &self.delete_endpoint_slices,
+            services: &self.upsert_services,
+            endpoint_slices: &self.upsert_endpoint_slices,
+            labels: self.set_node_labels.as_ref(),
+        }
+    }
+}
+
+/// What cases are tried on.
+pub(super) trait Subject {
+    /// Lets the objects become so, and returns once that is served.
+    fn apply(&mut self, step: &Step<'_>) -> Result<(), Outcome>;
+    /// What becomes of a new connection.
+    fn answer(&mut self, flow: &Flow) -> Result<Answer, String>;
+    /// The deviation, if any, because of which this subject need not answer as expected. Asked only
+    /// where the answer differs: it may excuse nothing else.
+    fn deviation(&self, flow: &Flow, expected: &Answer, got: &Answer)
+    -> Option<&'static Deviation>;
+    /// Looks at what the agent says of itself.
+    fn check_state(&self, expected: &ExpectState, family: Family, notes: &mut Notes);
+}
+
+/// The model, the plan and the core on this host.
+struct Host {
+    world: World,
+    node: Node,
+}
+
+impl Subject for Host {
+    fn apply(&mut self, step: &Step<'_>) -> Result<(), Outcome> {
+        let world = &mut self.world;
+        world.delete(Kind::Service, step.delete_services);
+        world.delete(Kind::EndpointSlice, step.delete_endpoint_slices);
+        world.upsert(Kind::Service, step.services)?;
+        world.upsert(Kind::EndpointSlice, step.endpoint_slices)?;
+        match step.labels {
+            Some(labels) => world.relabel(&mut self.node, labels.clone()),
+            None => Ok(()),
+        }
+    }
+
+    fn answer(&mut self, flow: &Flow) -> Result<Answer, String> {
+        answer(&mut self.world, flow)
+    }
+
+    fn deviation(&self, flow: &Flow, _: &Answer, _: &Answer) -> Option<&'static Deviation> {
+        (flow.protocol == "SCTP").then_some(&SCTP)
+    }
+
+    fn check_state(&self, expected: &ExpectState, family: Family, notes: &mut Notes) {
+        check_state(&self.world, expected, family, notes);
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -46,7 +135,7 @@ struct Transition {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct ExpectState {
+pub(super) struct ExpectState {
     no_local_endpoints: Option<NoLocal>,
     health_check_node_ports: Option<BTreeMap<String, u16>>,
     local_ready_endpoints: Option<BTreeMap<String, usize>>,
@@ -86,7 +175,7 @@ pub(super) struct Flow {
 pub(super) struct Expect {
     pub(super) endpoints: Endpoints,
     #[serde(default)]
-    masq: bool,
+    pub(super) masq: bool,
     #[serde(default, rename = "notes")]
     _notes: Value,
 }
@@ -98,17 +187,22 @@ pub(super) enum Endpoints {
     List(BTreeSet<SocketAddr>),
 }
 
-/// Runs one case of `cases` or `hookCases`.
+/// Runs one case of `cases` or `hookCases` on the host.
 pub(super) fn run(case: &Value) -> Outcome {
-    match run_case(case) {
-        Ok(notes) => notes.outcome(),
-        Err(outcome) => outcome,
-    }
+    let run = || -> Result<Outcome, Outcome> {
+        let case: Case = read("the case", case)?;
+        let mut host = Host {
+            world: World::new(&case.node)?,
+            node: case.node.clone(),
+        };
+        try_on(&mut host, &case)
+    };
+    run().unwrap_or_else(|outcome| outcome)
 }
 
 /// What was found on the way through a case.
 #[derive(Default)]
-struct Notes {
+pub(super) struct Notes {
     passed: usize,
     failed: Vec<String>,
     skipped: Vec<String>,
@@ -139,66 +233,30 @@ impl Notes {
     }
 }
 
-fn run_case(case: &Value) -> Result<Notes, Outcome> {
-    let Case {
-        family: looked_at,
-        mut node,
-        services,
-        endpoint_slices,
-        flows,
-        expect_state,
-        transitions,
-        ..
-    } = read("the case", case)?;
-    let looked_at = family(&looked_at)?;
-    let mut world = World::new(&node)?;
-    world.upsert(Kind::Service, &services)?;
-    world.upsert(Kind::EndpointSlice, &endpoint_slices)?;
+/// Takes a subject through a case.
+pub(super) fn try_on(subject: &mut impl Subject, case: &Case) -> Result<Outcome, Outcome> {
+    let looked_at = family(&case.family)?;
     let mut notes = Notes::default();
-    check(
-        &mut world,
-        "",
-        &flows,
-        expect_state.as_ref(),
-        looked_at,
-        &mut notes,
+    let states = std::iter::once(("", case.expect_state.as_ref())).chain(
+        (case.transitions.iter()).map(|change| (&*change.title, change.expect_state.as_ref())),
     );
-    for step in transitions {
-        world.delete(Kind::Service, &step.delete_services);
-        world.delete(Kind::EndpointSlice, &step.delete_endpoint_slices);
-        world.upsert(Kind::Service, &step.upsert_services)?;
-        world.upsert(Kind::EndpointSlice, &step.upsert_endpoint_slices)?;
-        if let Some(labels) = step.set_node_labels {
-            world.relabel(&mut node, labels)?;
+    for ((step, flows), (title, state)) in case.steps().zip(states) {
+        subject.apply(&step)?;
+        let prefix = match title {
+            "" => String::new(),
+            title => format!("after “{title}”, "),
+        };
+        for flow in flows {
+            check_flow(subject, &prefix, flow, &mut notes);
         }
-        let prefix = format!("after “{}”, ", step.title);
-        let expected = step.expect_state.as_ref();
-        check(
-            &mut world,
-            &prefix,
-            &step.flows,
-            expected,
-            looked_at,
-            &mut notes,
-        );
+        if let Some(expected) = state {
+            subject.check_state(expected, looked_at, &mut notes);
+        }
     }
-    Ok(notes)
+    Ok(notes.outcome())
 }
 
-fn check(
-    world: &mut World,
-    prefix: &str,
-    flows: &[Flow],
-    state: Option<&ExpectState>,
-    family: Family,
-    notes: &mut Notes,
-) {
-    for flow in flows {
-        check_flow(world, prefix, flow, notes);
-    }
-    let Some(expected) = state else {
-        return;
-    };
+fn check_state(world: &World, expected: &ExpectState, family: Family, notes: &mut Notes) {
     if let Some(gauges) = &expected.no_local_endpoints {
         let got = world.state.no_local_endpoints(family);
         let got = NoLocal {
@@ -228,7 +286,7 @@ fn check(
     }
 }
 
-fn check_flow(world: &mut World, prefix: &str, flow: &Flow, notes: &mut Notes) {
+fn check_flow(subject: &mut impl Subject, prefix: &str, flow: &Flow, notes: &mut Notes) {
     let name = format!("{prefix}{}", flow.name);
     let Some(expected) = expected(&flow.expect) else {
         let unknown = format!("{name}: the expectation {:?} is not known", flow.expect);
@@ -236,15 +294,14 @@ fn check_flow(world: &mut World, prefix: &str, flow: &Flow, notes: &mut Notes) {
         return;
     };
     if flow.source_interface.is_some() {
-        let reason = "pods are told by address, not by interface";
-        notes.skipped.push(format!("{name}: {reason}"));
+        notes.skipped.push(INTERFACE_DETECTION.met(&name));
         return;
     }
-    match answer(world, flow) {
+    match subject.answer(flow) {
         Ok(got) if got == expected => notes.passed += 1,
         Ok(got) => {
-            if let Some(reason) = not_yet_served(flow) {
-                notes.skipped.push(format!("{name}: {reason}"));
+            if let Some(deviation) = subject.deviation(flow, &expected, &got) {
+                notes.skipped.push(deviation.met(&name));
             } else {
                 let wrong = format!("{name}: expected {expected}, got {got}");
                 notes.failed.push(wrong);

@@ -1,6 +1,7 @@
 //! A node in memory: the model's state, the plan, and tables that hold what the plan wrote.
 
 use super::Outcome;
+use super::deviations::INTERFACE_DETECTION;
 use ipnet::IpNet;
 use lb_agent::model::desired::{Family, ObjectName};
 use lb_agent::model::frontend::local_addresses;
@@ -27,7 +28,7 @@ const LIMITS: Limits = Limits {
 };
 
 /// The node of a case.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct Node {
     pub(super) name: String,
@@ -47,7 +48,7 @@ pub(super) struct Node {
 }
 
 /// kube-proxy's local detector.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct DetectLocal {
     mode: String,
@@ -61,7 +62,7 @@ pub(super) struct DetectLocal {
 
 impl Node {
     /// The operator's choices, in nftables mode, whose answers the cases expect.
-    fn options(&self) -> Result<Options, Outcome> {
+    pub(super) fn options(&self) -> Result<Options, Outcome> {
         const EXTERNAL_IPS: &str = "AllowServiceExternalIPs";
         let mut gates = self.feature_gates.keys();
         if let Some(gate) = gates.find(|gate| *gate != EXTERNAL_IPS) {
@@ -75,9 +76,7 @@ impl Node {
             }
             "NodeCIDR" => PodDetection::NodeCidr,
             mode => {
-                return Err(Outcome::Skipped(format!(
-                    "detectLocalMode {mode} is not yet served: pods are told by address, not by interface"
-                )));
+                return Err(INTERFACE_DETECTION.skips(&format!("detectLocalMode {mode}")));
             }
         };
         Ok(Options {
@@ -92,7 +91,7 @@ impl Node {
         })
     }
 
-    fn object(&self) -> Value {
+    pub(super) fn object(&self) -> Value {
         let addresses: Vec<Value> = self
             .primary_ips
             .values()
