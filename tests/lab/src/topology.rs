@@ -186,6 +186,11 @@ impl OutsideClient {
         &self.place
     }
 
+    /// Where its processes run, for whoever keeps it.
+    pub fn into_place(self) -> Place {
+        self.place
+    }
+
     /// Its IPv4 address.
     pub fn v4(&self) -> Ipv4Addr {
         self.v4
