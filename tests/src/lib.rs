@@ -1,12 +1,15 @@
 //! What the kernel tests and labs of this package share.
 
+pub mod api_client;
 pub mod api_server;
 pub mod cluster;
 pub mod conformance;
+pub mod control_plane;
 pub mod endtoend;
 pub mod foreign;
 pub mod island;
 pub mod kernel;
+pub mod link;
 pub mod object;
 pub mod paths;
 pub mod pinned;
