@@ -2,8 +2,10 @@
 //! Knows the tools of the trade (cargo, apt, ip); never the load balancer's own rules.
 
 mod build;
+mod control_plane;
 mod demo;
 mod elf;
+mod go;
 mod run;
 mod second_try;
 mod setup;
@@ -36,6 +38,9 @@ enum Command {
         /// Only the eBPF objects.
         #[arg(long)]
         ebpf: bool,
+        /// Only the control plane of the tests; prints its directory.
+        #[arg(long, conflicts_with = "ebpf")]
+        control_plane: bool,
     },
     /// Everything that proves the project, from a clean checkout.
     Test(TestArgs),
@@ -71,6 +76,9 @@ pub(crate) struct RunArgs {
     /// Serve the manifests of this directory instead of the demo.
     #[arg(long, value_name = "DIR")]
     manifests: Option<PathBuf>,
+    /// Show the demo on a real control plane (etcd, API server, controllers) of its own.
+    #[arg(long, conflicts_with_all = ["kubeconfig", "manifests"])]
+    control_plane: bool,
     /// This node's name [default: the host name].
     #[arg(long, value_name = "NAME")]
     node: Option<String>,
@@ -121,8 +129,13 @@ fn main() -> ExitCode {
 fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
         Command::Run(args) => run::run(&args),
-        Command::Build { ebpf } => {
-            if ebpf {
+        Command::Build {
+            ebpf,
+            control_plane,
+        } => {
+            if control_plane {
+                println!("{}", control_plane::programs()?.display());
+            } else if ebpf {
                 build::objects()?;
             } else {
                 build::everything()?;

@@ -1,8 +1,9 @@
 //! `cargo xtask run`: privileges, setup, build, then the demo or the agent against a real source.
 
-use crate::{RunArgs, build, demo, setup, workspace};
+use crate::{RunArgs, build, control_plane, demo, setup, workspace};
 use anyhow::{Context, Result, anyhow, bail};
 use lb_lab::bpffs::Bpffs;
+use lb_lab::control_plane::Programs;
 use lb_lab::{Namespace, Place, janitor};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -31,8 +32,12 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
             .trim()
             .to_lowercase(),
     };
+    if args.control_plane {
+        let programs = Programs::new(&control_plane::programs()?);
+        return demo::run(&agent, &node, &args.agent, Some(programs));
+    }
     if args.kubeconfig.is_none() && args.manifests.is_none() && !in_cluster {
-        return demo::run(&agent, &node, &args.agent);
+        return demo::run(&agent, &node, &args.agent, None);
     }
     against(&agent, &node, args)
 }

@@ -63,6 +63,11 @@ pub(crate) fn vm_tools() -> Result<()> {
     install(&[package("xz-utils", "unpacks the modules of other kernels")])
 }
 
+/// What unpacks a Go.
+pub(crate) fn unzip() -> Result<()> {
+    install(&[package("unzip", "unpacks the Go that is fetched")])
+}
+
 /// What compiling the agent needs besides cargo.
 pub(crate) fn host_compiler() -> Result<()> {
     if have("cc") {

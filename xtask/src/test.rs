@@ -1,14 +1,17 @@
 //! `cargo xtask test`: everything that proves the project, and one summary at the end.
 
+use crate::control_plane::Missing;
 use crate::second_try::{self, Tests};
 use crate::step::{self, cargo, say};
 use crate::vm::{self, Outcome as VmOutcome};
 use crate::workspace::{self, Flavour};
-use crate::{TestArgs, build, setup};
-use anyhow::{Context, Result, bail};
+use crate::{TestArgs, build, control_plane, setup};
+use anyhow::{Context, Result, anyhow, bail};
+use lb_lab::control_plane::VARIABLE;
 use std::fmt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How a part ended.
@@ -88,7 +91,7 @@ fn run_all(args: &TestArgs) -> Report {
     let mut report = Report::default();
     report.part("formatting", formatting);
     if args.host {
-        report.part("lints", || step::run(&mut clippy(["--workspace"])));
+        report.part("lints", lints);
         report.part("host tests", || {
             step::run(&mut cargo([
                 "test",
@@ -111,22 +114,24 @@ fn run_all(args: &TestArgs) -> Report {
         report.part("cases", project_cases);
         return report;
     }
-    report.part("tools", setup::test_tools);
+    report.part("tools", || {
+        setup::test_tools()?;
+        control_plane::tools();
+        Ok(())
+    });
+    // Built while the other parts want one processor, too: it takes minutes, once.
+    let plane = std::thread::spawn(control_plane::programs);
     report.part("eBPF objects", build::objects);
-    report.part("lints", || step::run(&mut clippy(["--workspace"])));
+    report.part("lints", lints);
     report.part("lints of the eBPF crate", ebpf_lints);
     report.part("agent", || {
         step::run(&mut cargo(["build", "--package", "lb-agent"]))
     });
     report.outcome("host and kernel tests", || {
         let mut tests = cargo(["test", "--quiet", "--no-fail-fast", "--workspace"]);
-        tests.env("LB_AGENT_BIN", workspace::target().join("debug/lb-agent"));
-        match second_try::run(&mut tests) {
-            Ok(Tests::Passed) => Outcome::Passed,
-            Ok(Tests::AtSecondTry(names)) => Outcome::PassedAlone(names),
-            Err(error) => Outcome::Failed(format!("{error:#}")),
-        }
+        kernel_tests(&mut tests)
     });
+    report.outcome("tests on a real control plane", || on_control_plane(plane));
     report.part("cases", project_cases);
     report.outcome("smoke test on other kernels", || {
         match vm::smoke(&crate::default_kernels()) {
@@ -136,6 +141,43 @@ fn run_all(args: &TestArgs) -> Report {
         }
     });
     report
+}
+
+/// Tests that need programs which cargo does not build; a plain `cargo test` leaves them out.
+const ON_CONTROL_PLANE: [&str; 1] = ["control_plane"];
+
+fn tests_on_control_plane() -> impl Iterator<Item = &'static str> {
+    ON_CONTROL_PLANE.iter().flat_map(|test| ["--test", test])
+}
+
+fn on_control_plane(plane: JoinHandle<Result<PathBuf, Missing>>) -> Outcome {
+    let built = plane.join().unwrap_or_else(|_| {
+        Err(Missing::Build(anyhow!(
+            "the thread that builds the control plane panicked"
+        )))
+    });
+    let programs = match built {
+        Ok(programs) => programs,
+        Err(Missing::Tools(error)) => {
+            return Outcome::Skipped(format!("Go and its modules cannot be had: {error:#}"));
+        }
+        Err(error @ Missing::Build(_)) => {
+            return Outcome::Failed(format!("{:#}", anyhow::Error::from(error)));
+        }
+    };
+    let mut tests = cargo(["test", "--quiet", "--no-fail-fast", "--package", "lb-tests"]);
+    tests.args(tests_on_control_plane()).env(VARIABLE, programs);
+    kernel_tests(&mut tests)
+}
+
+/// Runs tests that need the agent.
+fn kernel_tests(tests: &mut Command) -> Outcome {
+    tests.env("LB_AGENT_BIN", workspace::target().join("debug/lb-agent"));
+    match second_try::run(tests) {
+        Ok(Tests::Passed) => Outcome::Passed,
+        Ok(Tests::AtSecondTry(names)) => Outcome::PassedAlone(names),
+        Err(error) => Outcome::Failed(format!("{error:#}")),
+    }
 }
 
 /// Runs every part and prints the summary.
@@ -167,10 +209,13 @@ fn formatting() -> Result<()> {
     ]))
 }
 
-fn clippy<const N: usize>(what: [&str; N]) -> Command {
-    let mut command = cargo(["clippy", "--quiet", "--all-targets"]);
-    command.args(what).args(["--", "-D", "warnings"]);
-    command
+fn lints() -> Result<()> {
+    let mut all = cargo(["clippy", "--quiet", "--workspace", "--all-targets"]);
+    step::run(all.args(["--", "-D", "warnings"]))?;
+    // Not among all targets for cargo, because it does not run them unasked.
+    let mut apart = cargo(["clippy", "--quiet", "--package", "lb-tests"]);
+    apart.args(tests_on_control_plane());
+    step::run(apart.args(["--", "-D", "warnings"]))
 }
 
 /// The eBPF crate is linted by the clippy of the compiler that builds it, where there is one.

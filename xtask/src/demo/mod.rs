@@ -1,12 +1,15 @@
-//! The demo: pods as network namespaces, a directory of manifests as the source, the agent attached
-//! to this machine, and commands to try. Everything it makes is gone when it ends, however it ends.
+//! The demo: pods as network namespaces, a directory of manifests or a control plane of its own as
+//! the source, the agent attached to this machine, and commands to try. Everything it makes is gone when it ends, however it ends.
 
+mod cluster;
 mod machine;
 mod manifests;
 
 use crate::run::{Served, Signals, Stopped, value_of};
 use crate::step::say;
 use anyhow::{Context, Result};
+use cluster::Cluster;
+use lb_lab::control_plane::Programs;
 use machine::Machine;
 use std::ffi::OsString;
 use std::fs;
@@ -28,19 +31,24 @@ impl Frontend {
 }
 
 /// Builds the stage, runs the agent, prints what to try and waits for the end.
-pub(crate) fn run(agent: &Path, node: &str, flags: &[OsString]) -> Result<ExitCode> {
+pub(crate) fn run(
+    agent: &Path,
+    node: &str,
+    flags: &[OsString],
+    programs: Option<Programs>,
+) -> Result<ExitCode> {
     let mut signals = Signals::block()?;
     let machine = Machine::build(node)?;
     let manifests = machine.dir().join("manifests");
     let spare = machine.dir().join("spare");
     manifests::write(&manifests, &spare, node, machine.pods())?;
+    let cluster = programs
+        .map(|programs| Cluster::start(&machine, node, programs, &[&manifests, &spare]))
+        .transpose()?;
     let log = machine.dir().join("agent.log");
     let mut command = machine.node().place().command(agent)?;
-    command
-        .args(["run", "--node", node])
-        .arg("--manifests")
-        .arg(&manifests);
-    for (name, value) in defaults(machine.dir()) {
+    command.args(["run", "--node", node]);
+    for (name, value) in defaults(machine.dir(), &manifests, cluster.as_ref())? {
         if value_of(flags, name).is_none() {
             command.arg(name).arg(value);
         }
@@ -58,13 +66,21 @@ pub(crate) fn run(agent: &Path, node: &str, flags: &[OsString]) -> Result<ExitCo
             "the demo's agent did not start; its log:\n{tail}\n"
         )));
     }
-    let stage = Directories {
-        manifests: &manifests,
-        spare: &spare,
-        log: &log,
-        bpffs: &served.bpffs,
-    };
-    print(&machine, &stage, agent);
+    print_requests(&machine);
+    match &cluster {
+        Some(cluster) => cluster.print(),
+        None => print_changes(&manifests, &spare),
+    }
+    println!("\nWhat the tables hold, with endpoints and connections (as root):\n");
+    println!(
+        "{} services --bpffs {}",
+        agent.display(),
+        served.bpffs.display()
+    );
+    println!(
+        "\nThe agent's log is {}. Ctrl-C ends the demo and removes everything.\n",
+        log.display()
+    );
     match served.wait(&mut signals)? {
         Stopped::Signal => {
             say("stopping: removing programs, links, tables, namespaces, devices and cgroups");
@@ -78,27 +94,29 @@ pub(crate) fn run(agent: &Path, node: &str, flags: &[OsString]) -> Result<ExitCo
 }
 
 /// The agent's options in the demo, unless others are given after `--`.
-fn defaults(dir: &Path) -> [(&'static str, OsString); 3] {
-    [
+fn defaults(
+    dir: &Path,
+    manifests: &Path,
+    cluster: Option<&Cluster>,
+) -> Result<Vec<(&'static str, OsString)>> {
+    let mut defaults = vec![
         // Every process of this machine is below the root cgroup, also the client that plays the
         // outside: with `all` its socket would be balanced as a pod's, and no packet path be seen.
         ("--socket-load-balancing", "host-only".into()),
-        ("--service-cluster-ip-range", Frontend::RANGES.into()),
-        ("--state-dir", dir.join("state").into()),
-    ]
+    ];
+    match cluster {
+        Some(cluster) => defaults.push(("--kubeconfig", cluster.kubeconfig()?.into())),
+        None => defaults.extend([
+            ("--manifests", manifests.into()),
+            ("--service-cluster-ip-range", Frontend::RANGES.into()),
+            ("--state-dir", dir.join("state").into()),
+        ]),
+    }
+    Ok(defaults)
 }
 
-/// What a visitor may want to look into.
-struct Directories<'a> {
-    manifests: &'a Path,
-    spare: &'a Path,
-    log: &'a Path,
-    bpffs: &'a Path,
-}
-
-/// The commands to try, each tried once before it is offered.
-fn print(machine: &Machine, stage: &Directories<'_>, agent: &Path) {
-    let (manifests, spare) = (stage.manifests.display(), stage.spare.display());
+/// The requests to try, each tried once after it is offered.
+fn print_requests(machine: &Machine) {
     let (v4, v6, port) = (
         Frontend::CLUSTER_IP4,
         Frontend::CLUSTER_IP6,
@@ -137,29 +155,25 @@ fn print(machine: &Machine, stage: &Directories<'_>, agent: &Path) {
     for command in &from_outside {
         println!("{command}");
     }
-    println!("\nThe manifests are in {manifests}; what you change there is served at once:\n");
-    println!("mv {manifests}/web-2.yaml {spare}/");
-    println!("cp {spare}/web-3.yaml {manifests}/");
-    println!(
-        "sed -i 's/nodePort: {port}/nodePort: {}/' {manifests}/web.yaml",
-        port + 1
-    );
-    println!("\nWhat the tables hold, with endpoints and connections (as root):\n");
-    println!(
-        "{} services --bpffs {}",
-        agent.display(),
-        stage.bpffs.display()
-    );
-    println!(
-        "\nThe agent's log is {}. Ctrl-C ends the demo and removes everything.\n",
-        stage.log.display()
-    );
     let named = commands.iter().map(|(name, command)| (*name, command));
     for (name, command) in named.chain(from_outside.iter().map(|command| ("outside", command))) {
         if let Err(error) = attempt(command) {
             println!("Not answered just now ({name}): {command}: {error:#}");
         }
     }
+}
+
+/// What to change where manifests are files.
+fn print_changes(manifests: &Path, spare: &Path) {
+    let (manifests, spare) = (manifests.display(), spare.display());
+    println!("\nThe manifests are in {manifests}; what you change there is served at once:\n");
+    println!("mv {manifests}/web-2.yaml {spare}/");
+    println!("cp {spare}/web-3.yaml {manifests}/");
+    println!(
+        "sed -i 's/nodePort: {}/nodePort: {}/' {manifests}/web.yaml",
+        Frontend::NODE_PORT,
+        Frontend::NODE_PORT + 1
+    );
 }
 
 /// Runs one printed command as a shell would.
