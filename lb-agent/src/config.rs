@@ -3,14 +3,19 @@
 
 mod check;
 mod file;
+pub mod kube_proxy;
+mod merge;
+pub mod watch;
 
-pub use file::parse_file;
+pub use file::{Contents, parse_contents, parse_file};
 
 use crate::cli::args::RunArgs;
 use crate::cli::values::{EndpointsApi, LogFormat, PortRange, SocketLoadBalancing, TcAttach};
 use crate::datapath::{Capacity, Devices, Options};
 use crate::model::{self, NodePortAddresses, PodDetection};
 use ipnet::IpNet;
+use kube_proxy::{DetectLocal, KubeProxy, Mode, Remark, field};
+use lb_common::balance::Algorithm;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -49,6 +54,10 @@ pub struct ClusterSettings {
 
 /// Everything `run` needs to know, checked.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent choices of the operator"
+)]
 pub struct Settings {
     /// This node's name.
     pub node: String,
@@ -74,8 +83,8 @@ pub struct Settings {
     pub tc_attach: TcAttach,
     /// Where `/metrics` is served.
     pub metrics: SocketAddr,
-    /// Where `/healthz` is served.
-    pub health: SocketAddr,
+    /// Where `/healthz` is served; `None`: nowhere.
+    pub health: Option<SocketAddr>,
     /// Flows the packet path remembers.
     pub max_flows: u32,
     /// How long to wait for another agent's lock.
@@ -88,6 +97,15 @@ pub struct Settings {
     pub node_ports: PortRange,
     /// How log lines look.
     pub log_format: LogFormat,
+    /// This process stands in for kube-proxy: its configuration or its flags were given. Then the
+    /// kernel's settings are kube-proxy's, too.
+    pub stands_in: bool,
+    /// What kube-proxy's configuration says beyond our own options.
+    pub kube_proxy: KubeProxy,
+    /// Things to tell the operator once.
+    pub remarks: Vec<Remark>,
+    /// The configuration file and its text, to see it change.
+    pub file: Option<(PathBuf, String)>,
 }
 
 /// Why settings cannot be used: everything that is wrong, a sentence each.
@@ -106,14 +124,63 @@ impl Settings {
     /// Reads the configuration file, if one is named, puts what was typed over it and checks the
     /// whole. Nothing is created or changed.
     pub fn load(typed: RunArgs) -> Result<Self, Invalid> {
-        let merged = match &typed.config {
-            None => typed,
+        let (contents, source) = match &typed.config {
+            None => (Contents::default(), None),
             Some(path) => {
-                let file = file::read_file(path).map_err(|problem| Invalid(vec![problem]))?;
-                file::merge(typed, file)
+                let invalid = |problem| Invalid(vec![problem]);
+                let text = file::read_text(path).map_err(invalid)?;
+                let contents = parse_contents(&text).map_err(|problem| {
+                    invalid(format!("configuration file {}, {problem}", path.display()))
+                })?;
+                (contents, Some((path.clone(), text)))
             }
         };
-        check::check(merged)
+        let mut settings = merge::settle(typed, contents)?;
+        settings.file = source;
+        Ok(settings)
+    }
+
+    /// kube-proxy's configuration as it is in force: what was given with our own options over it,
+    /// and every default.
+    pub fn effective(&self) -> serde_json::Value {
+        let mut document = self.kube_proxy.document.clone();
+        if let SourceSettings::Cluster(ClusterSettings { kubeconfig, .. }) = &self.source
+            && let Some(path) = kubeconfig
+        {
+            document.set(&field::KUBECONFIG, path.to_string_lossy().into());
+        }
+        let text = |items: &[IpNet]| items.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let masquerade_all = match self.kube_proxy.mode {
+            Mode::Nftables => &field::NFTABLES_MASQUERADE_ALL,
+            Mode::Iptables | Mode::Ipvs => &field::IPTABLES_MASQUERADE_ALL,
+        };
+        let health = self
+            .health
+            .map_or_else(String::new, |health| health.to_string());
+        for (field, value) in [
+            (&field::METRICS_ADDRESS, self.metrics.to_string().into()),
+            (&field::HEALTHZ_ADDRESS, health.into()),
+            (
+                &field::CLUSTER_CIDR,
+                text(&self.cluster_cidrs).join(",").into(),
+            ),
+            (
+                &field::LOCALHOST_NODE_PORTS,
+                self.localhost_node_ports.into(),
+            ),
+            (masquerade_all, self.masquerade_all.into()),
+            (
+                &field::NODE_PORT_ADDRESSES,
+                match &self.node_port_addresses {
+                    NodePortAddresses::All => serde_json::json!([]),
+                    NodePortAddresses::Primary => serde_json::json!(["primary"]),
+                    NodePortAddresses::Ranges(ranges) => text(ranges).into(),
+                },
+            ),
+        ] {
+            document.set(field, value);
+        }
+        document.with_defaults()
     }
 
     /// What the datapath is told.
@@ -137,7 +204,14 @@ impl Settings {
     /// What the model is told.
     pub fn model_options(&self) -> model::Options {
         model::Options {
-            pods: PodDetection::ClusterCidr(self.cluster_cidrs.clone()),
+            pods: match &self.kube_proxy.detect_local {
+                DetectLocal::ClusterCidr => PodDetection::ClusterCidr(self.cluster_cidrs.clone()),
+                DetectLocal::NodeCidr => PodDetection::NodeCidr,
+                DetectLocal::Bridge(name) => PodDetection::Bridge(name.clone()),
+                DetectLocal::InterfacePrefix(prefix) => {
+                    PodDetection::InterfacePrefix(prefix.clone())
+                }
+            },
             node_port_addresses: self.node_port_addresses.clone(),
             localhost_node_ports: self.localhost_node_ports,
             masquerade_all: self.masquerade_all,
@@ -147,6 +221,10 @@ impl Settings {
             },
             external_ips: self.external_ips,
             external_ranges: self.external_ip_ranges.clone(),
+            node_ip: self.kube_proxy.node_ip,
+            algorithm: (self.kube_proxy.algorithm)
+                .and_then(Algorithm::named)
+                .unwrap_or(Algorithm::RANDOM),
         }
     }
 }

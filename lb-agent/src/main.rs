@@ -1,26 +1,37 @@
 //! The agent's binary: parses, wires, ends with an exit code. 0: done or told to stop; 1: a
 //! sentence says what went wrong; 2: the command line or configuration cannot be used.
 
+use anyhow::Context;
 use clap::Parser;
-use lb_agent::cli::args::{Cli, Command, DirectoryArgs, ReferencePage, RunArgs, ServicesArgs};
+use lb_agent::cli::args::{
+    self, Cli, Command, DirectoryArgs, ReferencePage, RunArgs, ServicesArgs,
+};
 use lb_agent::cli::presence::{self, Presence};
 use lb_agent::cli::{privileges, reference, run, services, status};
 use lb_agent::config::Settings;
-use lb_agent::datapath::{self, Reader};
+use lb_agent::config::kube_proxy::field;
+use lb_agent::datapath::{self, DEFAULT_DIRECTORY, Reader};
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// The command line or the configuration cannot be used.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let arguments = args::as_called(std::env::args_os().collect());
+    let result = match Cli::parse_from(arguments).command {
         Command::Run(args) => return start(*args),
+        Command::KubeProxy(mut args) => {
+            args.as_kube_proxy = true;
+            return start(*args);
+        }
         Command::Services(args) => list(&args),
         Command::Status(args) => show(&args),
         Command::Cleanup(args) => clean(&args),
         Command::Reference { page } => print(&match page {
             ReferencePage::Cli => reference::markdown(),
+            ReferencePage::Configuration => lb_agent::config::kube_proxy::reference::markdown(),
             ReferencePage::Metrics => lb_agent::serve::reference::markdown(),
         }),
     };
@@ -38,10 +49,11 @@ fn exit_code(result: anyhow::Result<()>) -> ExitCode {
 }
 
 fn start(args: RunArgs) -> ExitCode {
-    if let Err(sentence) = privileges::check() {
-        complain(&sentence);
-        return ExitCode::FAILURE;
+    if args.kube_proxy.is_on(&field::CLEANUP) {
+        let bpffs = args.bpffs.unwrap_or_else(|| DEFAULT_DIRECTORY.into());
+        return exit_code(clean(&DirectoryArgs { bpffs }));
     }
+    let typed = args.clone();
     let settings = match Settings::load(args) {
         Ok(settings) => settings,
         Err(invalid) => {
@@ -49,17 +61,36 @@ fn start(args: RunArgs) -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    exit_code(run::start_log(settings.log_format).and_then(|()| {
+    if let Some(file) = &settings.kube_proxy.write_config {
+        return exit_code(write_config(&settings, file));
+    }
+    let verbosity = settings.kube_proxy.verbosity;
+    let started = run::start_log(settings.log_format, verbosity);
+    if settings.kube_proxy.init_only {
+        return exit_code(started.map(|()| run::prepare_machine(&settings)));
+    }
+    if let Err(sentence) = privileges::check() {
+        complain(&sentence);
+        return ExitCode::FAILURE;
+    }
+    exit_code(started.and_then(|()| {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             // The work is one loop, a source and a scrape now and then.
             .worker_threads(2)
             .enable_all()
             .build()?;
-        let result = runtime.block_on(run::run(settings));
+        let result = runtime.block_on(run::run(settings, typed));
         // A blocking read of a table may still be under way: nobody waits for it.
         runtime.shutdown_background();
         result
     }))
+}
+
+/// JSON is YAML, too.
+fn write_config(settings: &Settings, file: &Path) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(&settings.effective())?;
+    std::fs::write(file, text + "\n")
+        .with_context(|| format!("cannot write the configuration to {}", file.display()))
 }
 
 fn list(args: &ServicesArgs) -> anyhow::Result<()> {

@@ -124,6 +124,11 @@ impl Site {
         Ok(())
     }
 
+    /// Hands the agent over, e.g. to see how it ends.
+    pub fn take_agent(&mut self) -> Result<Agent> {
+        self.agent.take().context("no agent runs")
+    }
+
     /// The running agent.
     pub fn agent(&self) -> Result<&Agent> {
         self.agent.as_ref().context("no agent runs")

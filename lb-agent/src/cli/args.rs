@@ -5,10 +5,12 @@ use crate::cli::values::{
     BindAddress, Cidr, EndpointsApi, List, LogFormat, Output, PortRange, SocketLoadBalancing,
     TcAttach, choice,
 };
+use crate::config::kube_proxy::Flags;
 use crate::datapath::{DEFAULT_DIRECTORY, Devices};
 use crate::model::NodePortAddresses;
 use clap::{Args, Parser, Subcommand};
 use serde::Deserialize;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Balances Kubernetes Services on this node with eBPF, in place of kube-proxy.
@@ -26,11 +28,35 @@ pub fn parse(arguments: &[String]) -> Result<Cli, String> {
     Cli::try_parse_from(all).map_err(|error| error.to_string())
 }
 
+/// The arguments as this program understands them: a binary that is called kube-proxy has no
+/// commands but the one it is named after, and kube-proxy takes `_` for `-` in names of flags.
+pub fn as_called(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let called = arguments.first().map(PathBuf::from).unwrap_or_default();
+    if called.file_name().is_some_and(|name| name == "kube-proxy") {
+        arguments.insert(1, "kube-proxy".into());
+    }
+    if arguments
+        .get(1)
+        .is_some_and(|command| command == "kube-proxy")
+    {
+        for argument in arguments.iter_mut().skip(2) {
+            if let Some(flag) = argument.to_str().filter(|text| text.starts_with("--")) {
+                let (name, value) = flag.split_at(flag.find('=').unwrap_or(flag.len()));
+                *argument = format!("{}{value}", name.replace('_', "-")).into();
+            }
+        }
+    }
+    arguments
+}
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serves this node's Services until told to stop; what is loaded goes on without the agent.
     Run(Box<RunArgs>),
+    /// Stands in for kube-proxy: the same as `run`, with kube-proxy's defaults. A binary of the
+    /// name kube-proxy does so by itself.
+    KubeProxy(Box<RunArgs>),
     /// Lists every frontend with its endpoints, their state and connections, from the live tables.
     Services(ServicesArgs),
     /// Shows what is loaded and attached, how full the tables are and which agent holds the lock.
@@ -50,6 +76,8 @@ pub enum Command {
 pub enum ReferencePage {
     /// `docs/cli.md`
     Cli,
+    /// `docs/configuration.md`
+    Configuration,
     /// `docs/metrics.md`
     Metrics,
 }
@@ -76,6 +104,7 @@ pub struct ServicesArgs {
 /// Options of `run`, which are at the same time the keys of the configuration file (in camelCase).
 /// Nothing has a default here: a value that is absent may come from the file.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
+#[command(args_override_self = true)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct RunArgs {
     /// This node's name in the cluster.
@@ -91,8 +120,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "DIR")]
     pub manifests: Option<PathBuf>,
 
-    /// A YAML file with these options in camelCase (`socketLoadBalancing: hostOnly`); what is
-    /// typed wins over what is in the file.
+    /// A YAML file with these options in camelCase (`socketLoadBalancing: hostOnly`), a
+    /// `KubeProxyConfiguration`, or both; see docs/configuration.md.
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
@@ -202,6 +231,16 @@ pub struct RunArgs {
     #[arg(long, value_name = "text|json", value_enum, ignore_case = true)]
     #[serde(deserialize_with = "choice")]
     pub log_format: Option<LogFormat>,
+
+    /// kube-proxy's other flags.
+    #[command(flatten)]
+    #[serde(skip)]
+    pub kube_proxy: Flags,
+
+    /// Whether this process stands in for kube-proxy, whatever is typed.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub as_kube_proxy: bool,
 }
 
 #[cfg(test)]

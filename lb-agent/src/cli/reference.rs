@@ -14,19 +14,21 @@ pub fn markdown() -> String {
     command.build();
     section(&mut page, &mut command.clone());
     for subcommand in command.get_subcommands_mut().filter(|c| !c.is_hide_set()) {
+        if subcommand.get_name() == "kube-proxy" {
+            let about = subcommand.get_about().map(ToString::to_string);
+            let about = about.unwrap_or_default();
+            let _ = write!(
+                page,
+                "\n## lb-agent kube-proxy\n\n{about}. Options: as `run`.\n"
+            );
+            continue;
+        }
         section(&mut page, subcommand);
     }
     page.push_str(
-        "\n## The configuration file\n\n\
-         `--config FILE` names a YAML file with the options of `run` as keys. What is typed wins over the file;\n\
-         `NODE_NAME` and `LB_APISERVER` count as typed. A list is written as in the shell or as a YAML sequence.\n\
-         An unknown key, a value that cannot be read or a combination that makes no sense ends the start with a\n\
-         sentence, before anything is touched.\n\n| key | option |\n|---|---|\n",
+        "\n`run` and `kube-proxy` understand kube-proxy's flags, too; these and the configuration file are\n\
+         described in [configuration.md](configuration.md).\n",
     );
-    for (key, option) in keys(&command) {
-        // Writing to a String cannot fail.
-        let _ = writeln!(page, "| `{key}` | `--{option}` |");
-    }
     page
 }
 
@@ -39,32 +41,6 @@ fn section(page: &mut String, command: &mut Command) {
         "\n## {name}\n\n```text\n{}\n```\n",
         help.join("\n").trim_end()
     );
-}
-
-/// The file's keys with the options they stand for, in the order of the help.
-fn keys(command: &Command) -> Vec<(String, String)> {
-    let Some(run) = command.find_subcommand("run") else {
-        return Vec::new();
-    };
-    run.get_arguments()
-        .filter(|argument| argument.get_id() != "config" && argument.get_id() != "help")
-        .filter_map(|argument| {
-            let option = argument.get_long()?.to_owned();
-            Some((camel_case(argument.get_id().as_str()), option))
-        })
-        .collect()
-}
-
-/// As serde's `rename_all = "camelCase"` makes it from a field's name.
-fn camel_case(field: &str) -> String {
-    let mut words = field.split('_');
-    let first = words.next().unwrap_or_default().to_owned();
-    words.fold(first, |mut name, word| {
-        let mut letters = word.chars();
-        name.extend(letters.next().map(|letter| letter.to_ascii_uppercase()));
-        name.push_str(letters.as_str());
-        name
-    })
 }
 
 #[cfg(test)]
@@ -103,16 +79,11 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_the_options_in_camel_case() {
-        let keys = keys(&Cli::command());
-        for wanted in [
-            ("node", "node"),
-            ("socketLoadBalancing", "socket-load-balancing"),
-            ("serviceClusterIpRange", "service-cluster-ip-range"),
-        ] {
-            let wanted = (wanted.0.to_owned(), wanted.1.to_owned());
-            assert!(keys.contains(&wanted), "{wanted:?} not in {keys:?}");
-        }
+    fn the_reference_of_the_configuration_is_up_to_date() {
+        check(
+            "configuration.md",
+            &crate::config::kube_proxy::reference::markdown(),
+        );
     }
 
     #[test]

@@ -1,13 +1,15 @@
 //! `lb-agent run`: wires source, model, datapath and listeners, and ends on a signal.
 
 use crate::app::{self, Snapshot};
+use crate::cli::args::RunArgs;
 use crate::cli::presence::{self, Presence};
 use crate::cli::troubles;
 use crate::cli::values::{EndpointsApi, LogFormat, SocketLoadBalancing};
-use crate::config::{Settings, SourceSettings};
+use crate::config::{Settings, SourceSettings, watch as file_watch};
 use crate::datapath::{Reader, StartError};
 use crate::model::State;
 use crate::model::node::NodeFacts;
+use crate::net::limits::Machine;
 use crate::serve::{
     Answers, NodeMetrics, PinnedTables, Served, serve_health, serve_metrics, serve_node_ports,
 };
@@ -32,14 +34,20 @@ const BIND_RETRY: Duration = Duration::from_millis(100);
 /// How long the agent may take to stop; what is loaded needs no goodbye.
 const STOP: Duration = Duration::from_secs(10);
 
-/// Sets up the log: to standard error, chosen by `RUST_LOG`, `info` without it. aya's own messages
+/// Sets up the log: to standard error, chosen by `RUST_LOG`, by kube-proxy's verbosity
+/// without it. aya's own messages
 /// arrive through the `log` crate.
-pub fn start_log(format: LogFormat) -> anyhow::Result<()> {
+pub fn start_log(format: LogFormat, verbosity: i64) -> anyhow::Result<()> {
+    let level = match verbosity {
+        ..4 => "info",
+        4..6 => "debug",
+        6.. => "trace",
+    };
     let filter = match std::env::var("RUST_LOG") {
         Ok(wanted) if !wanted.is_empty() => EnvFilter::try_new(&wanted)
             .with_context(|| format!("RUST_LOG={wanted} cannot be used"))?,
         // What these warn of is said by the source, in sentences and once.
-        _ => EnvFilter::new("info,kube_client=error,kube_runtime=error"),
+        _ => EnvFilter::new(format!("{level},kube_client=error,kube_runtime=error")),
     };
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -52,12 +60,31 @@ pub fn start_log(format: LogFormat) -> anyhow::Result<()> {
     started.map_err(|error| anyhow::anyhow!("cannot start the log: {error}"))
 }
 
-/// Runs the agent until SIGTERM or SIGINT, or until it cannot go on. The dataplane stays in place
-/// either way.
-pub async fn run(settings: Settings) -> anyhow::Result<()> {
+/// Writes the machine's settings as kube-proxy does, and says what the privileges do not allow.
+pub fn prepare_machine(settings: &Settings) {
+    if settings.stands_in {
+        let kube_proxy = &settings.kube_proxy;
+        let troubles = Machine::default().apply(&kube_proxy.conntrack, kube_proxy.oom_score);
+        for trouble in troubles {
+            tracing::warn!("{trouble}");
+        }
+    }
+}
+
+/// Runs the agent until SIGTERM or SIGINT, or until it cannot go on or its configuration file
+/// changes. The dataplane stays in place either way. `typed` is what `settings` were made from.
+pub async fn run(settings: Settings, typed: RunArgs) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     announce(&settings);
+    prepare_machine(&settings);
+    let file = settings.file.clone();
+    let another_file = async move {
+        match file {
+            Some((file, text)) => file_watch::changed(file, text, typed).await,
+            None => std::future::pending().await,
+        }
+    };
 
     let shutdown = CancellationToken::new();
     let (snapshot, snapshots) = watch::channel(Snapshot::default());
@@ -100,10 +127,15 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         shutdown.clone(),
     ));
 
+    let mut error = None;
     let ended = tokio::select! {
         ended = &mut agent => Some(ended),
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
+        file = another_file => {
+            error = Some(file);
+            None
+        }
     };
     shutdown.cancel();
     let ended = if let Some(ended) = ended {
@@ -112,14 +144,14 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         tracing::info!("stopping; what is loaded goes on without the agent");
         let Ok(ended) = tokio::time::timeout(STOP, agent).await else {
             tracing::warn!("the agent did not come to rest in time; leaving");
-            return Ok(());
+            return error.map_or(Ok(()), |changed| Err(changed.into()));
         };
         ended
     };
     // Its file is removed at the end; a failure of that is nobody's concern.
     let _ = tokio::time::timeout(STOP, note).await;
     ended.context("the agent's loop broke")??;
-    Ok(())
+    error.map_or(Ok(()), |changed| Err(changed.into()))
 }
 
 /// One line each: what runs where, and what is left to others.
@@ -139,6 +171,9 @@ fn announce(settings: &Settings) {
         attach = ?settings.tc_attach,
         "attaching"
     );
+    for remark in &settings.remarks {
+        tracing::warn!("{}", remark.sentence);
+    }
     for (_, sentence) in not_served(settings) {
         tracing::info!("not yet served: {sentence}");
     }
@@ -235,16 +270,13 @@ async fn leave_note(
     shutdown: CancellationToken,
 ) {
     let (bound, address) = oneshot::channel();
-    tokio::spawn(serve_health(
-        settings.health,
-        served,
-        shutdown.clone(),
-        |address| {
+    if let Some(health) = settings.health {
+        tokio::spawn(serve_health(health, served, shutdown.clone(), |address| {
             tracing::info!(%address, "serving health");
             // Nobody waits for it once the agent stops.
             let _ = bound.send(address);
-        },
-    ));
+        }));
+    }
     let started = Timestamp::now().to_string();
     tokio::select! {
         synced = snapshots.wait_for(|snapshot| snapshot.synced) => if synced.is_err() { return },

@@ -219,19 +219,30 @@ impl FromStr for NodePortAddresses {
     }
 }
 
-/// An address to listen on; without a port, the option's usual one.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// An address to listen on; what is not written is the option's usual one.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct BindAddress {
-    /// The address.
-    pub ip: IpAddr,
+    /// The address, if one was written.
+    pub ip: Option<IpAddr>,
     /// The port, if one was written.
     pub port: Option<u16>,
 }
 
 impl BindAddress {
-    /// The address with its port, or `port` where none was written.
-    pub fn or_port(self, port: u16) -> SocketAddr {
-        SocketAddr::new(self.ip, self.port.unwrap_or(port))
+    /// This port on the usual address.
+    pub const fn on_port(port: u16) -> Self {
+        Self {
+            ip: None,
+            port: Some(port),
+        }
+    }
+
+    /// The address with what was not written taken from the usual one.
+    pub fn or(self, usual: SocketAddr) -> SocketAddr {
+        SocketAddr::new(
+            self.ip.unwrap_or(usual.ip()),
+            self.port.unwrap_or(usual.port()),
+        )
     }
 }
 
@@ -239,9 +250,13 @@ impl FromStr for BindAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        // Nothing means the usual address, as kube-proxy has it.
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
         if let Ok(address) = text.parse::<SocketAddr>() {
             return Ok(Self {
-                ip: address.ip(),
+                ip: Some(address.ip()),
                 port: Some(address.port()),
             });
         }
@@ -249,11 +264,15 @@ impl FromStr for BindAddress {
             .strip_prefix('[')
             .and_then(|text| text.strip_suffix(']'))
             .unwrap_or(text);
-        bare.parse().map(|ip| Self { ip, port: None }).map_err(|_| {
-            format!(
+        match bare.parse() {
+            Ok(ip) => Ok(Self {
+                ip: Some(ip),
+                port: None,
+            }),
+            Err(_) => Err(format!(
                 "`{text}` is not an address to listen on, such as 127.0.0.1:10249 or [::]:10249"
-            )
-        })
+            )),
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The rules that settings must obey, each with the sentence a person gets.
 
+use super::kube_proxy::{DetectLocal, KubeProxy};
 use super::{ClusterSettings, Invalid, ManifestSettings, Settings, SourceSettings};
 use crate::cli::args::RunArgs;
 use crate::cli::presence::escaped;
@@ -26,7 +27,7 @@ const NODE_PORTS: PortRange = PortRange {
 /// Where a pod finds its own credentials.
 const SERVICE_ACCOUNT_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 /// Checks the whole, so that everything wrong is said at once.
-pub(super) fn check(args: RunArgs) -> Result<Settings, Invalid> {
+pub(super) fn check(args: RunArgs, kube_proxy: &KubeProxy) -> Result<Settings, Invalid> {
     let mut problems = Vec::new();
     let bpffs = args
         .bpffs
@@ -38,9 +39,22 @@ pub(super) fn check(args: RunArgs) -> Result<Settings, Invalid> {
         must_be_directory("--cgroup-root", root, &mut problems);
     }
     let node = check_node(args.node.as_deref(), &mut problems);
-    let source = check_source(&args, &bpffs, &mut problems);
+    // Whoever only wants the machine's settings or the configuration needs no objects.
+    let wants_objects = !kube_proxy.init_only && kube_proxy.write_config.is_none();
+    let source = if wants_objects {
+        check_source(&args, &bpffs, &mut problems)
+    } else {
+        check_source(&args, &bpffs, &mut Vec::new())
+    };
     let cluster_cidrs = nets(args.cluster_cidr);
     one_a_family("--cluster-cidr", &cluster_cidrs, &mut problems);
+    if let DetectLocal::Bridge(_) | DetectLocal::InterfacePrefix(_) = kube_proxy.detect_local {
+        problems.push(
+            "detectLocalMode BridgeInterface and InterfaceNamePrefix are not yet served: pods are \
+             told by address here; use ClusterCIDR or NodeCIDR"
+                .to_owned(),
+        );
+    }
     let max_flows = args.max_flows.unwrap_or(Capacity::default().flows);
     if !MAX_FLOWS_BOUNDS.contains(&max_flows) {
         problems.push(format!(
@@ -49,16 +63,12 @@ pub(super) fn check(args: RunArgs) -> Result<Settings, Invalid> {
             MAX_FLOWS_BOUNDS.end()
         ));
     }
-    let metrics = args.metrics_bind_address.map_or(
-        SocketAddr::from(([127, 0, 0, 1], METRICS_PORT)),
-        |address| address.or_port(METRICS_PORT),
-    );
-    let health = args
-        .healthz_bind_address
-        .map_or(SocketAddr::from(([0, 0, 0, 0], HEALTH_PORT)), |address| {
-            address.or_port(HEALTH_PORT)
-        });
-    if metrics == health && metrics.port() != 0 {
+    let metrics = args.metrics_bind_address.unwrap_or_default();
+    let metrics = metrics.or(SocketAddr::from(([127, 0, 0, 1], METRICS_PORT)));
+    let health = args.healthz_bind_address.unwrap_or_default();
+    let health = health.or(SocketAddr::from(([0, 0, 0, 0], HEALTH_PORT)));
+    let health = (!kube_proxy.without_health).then_some(health);
+    if health == Some(metrics) && metrics.port() != 0 {
         problems.push(format!(
             "--metrics-bind-address and --healthz-bind-address are both {metrics}: choose two"
         ));
@@ -86,6 +96,10 @@ pub(super) fn check(args: RunArgs) -> Result<Settings, Invalid> {
         external_ip_ranges: args.external_ip_ranges.map(|list| nets(Some(list))),
         node_ports: args.service_node_port_range.unwrap_or(NODE_PORTS),
         log_format: args.log_format.unwrap_or_default(),
+        stands_in: false,
+        kube_proxy: KubeProxy::default(),
+        remarks: Vec::new(),
+        file: None,
     })
 }
 

@@ -1,7 +1,7 @@
 //! Merging and validation, each rule by the sentence a person gets.
 
 use super::check::{check, default_state_dir};
-use super::file::merge;
+use super::merge::over;
 use super::*;
 use crate::cli::args::{Cli, Command};
 use clap::Parser;
@@ -33,7 +33,7 @@ fn defaults_are_those_of_the_reference() {
     let settings = with_manifests(&[]).unwrap();
     assert_eq!(settings.bpffs, Path::new("/sys/fs/bpf/lb-agent"));
     assert_eq!(settings.metrics, "127.0.0.1:10249".parse().unwrap());
-    assert_eq!(settings.health, "0.0.0.0:10256".parse().unwrap());
+    assert_eq!(settings.health, "0.0.0.0:10256".parse().ok());
     assert_eq!(settings.devices, Devices::Auto);
     assert_eq!(settings.socket_load_balancing, SocketLoadBalancing::All);
     assert_eq!(settings.takeover_wait, Duration::ZERO);
@@ -107,7 +107,7 @@ fn a_bad_value_is_an_error_with_its_line() {
 #[test]
 fn what_is_typed_wins_over_the_file() {
     let file = parse_file("node: from-file\nmaxFlows: 2048\nkubeconfig: /nowhere\n").unwrap();
-    let merged = merge(typed(&["--node", "typed", "--manifests", "/m"]), file);
+    let merged = over(typed(&["--node", "typed", "--manifests", "/m"]), file);
     assert_eq!(merged.node.as_deref(), Some("typed"));
     assert_eq!(merged.max_flows, Some(2048));
     assert_eq!(
@@ -174,14 +174,14 @@ fn the_node_must_be_named_and_could_be_a_node() {
     // NODE_NAME may be set where the tests run: the merged arguments are checked directly.
     let mut arguments = typed(&["--manifests", "/", "--node", " "]);
     assert!(
-        check(arguments.clone())
+        check(arguments.clone(), &KubeProxy::default())
             .unwrap_err()
             .to_string()
             .contains("the node is not named")
     );
     arguments.node = Some("a/b".to_owned());
     assert!(
-        check(arguments)
+        check(arguments, &KubeProxy::default())
             .unwrap_err()
             .to_string()
             .contains("cannot be a node's name")

@@ -83,6 +83,14 @@ impl NodeFacts {
         }
     }
 
+    /// Makes this the primary address of its family, whatever the Node object lists.
+    pub(super) fn prefer(&mut self, address: Option<IpAddr>) {
+        if let Some(address) = address {
+            self.addresses.retain(|listed| *listed != address);
+            self.addresses.insert(0, address);
+        }
+    }
+
     /// The node's primary address of a family.
     pub fn primary(&self, family: Family) -> Option<IpAddr> {
         self.addresses

@@ -3,9 +3,11 @@
 use super::desired::Family;
 use super::frontend::covers_ipv4_loopback;
 use super::node::NodeFacts;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_common::addr::Prefix;
+use lb_common::balance::Algorithm;
 use lb_common::table::{Config, ConfigFlags};
+use std::net::IpAddr;
 
 /// How "a pod here" is told from everybody else (section 7).
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -14,6 +16,10 @@ pub enum PodDetection {
     ClusterCidr(Vec<IpNet>),
     /// Sources inside this node's own pod range of the family.
     NodeCidr,
+    /// Whatever comes in by this bridge or one of its ports.
+    Bridge(String),
+    /// Whatever comes in by a device whose name begins so.
+    InterfacePrefix(String),
 }
 
 /// Which node addresses serve node ports (section 5.1).
@@ -44,6 +50,11 @@ pub struct Options {
     pub external_ips: bool,
     /// If set, externalIPs and load balancer addresses outside of these are refused.
     pub external_ranges: Option<Vec<IpNet>>,
+    /// kube-proxy's `bindAddress`: the node's primary address of its family, whatever the Node
+    /// object lists.
+    pub node_ip: Option<IpAddr>,
+    /// Number of the algorithm of services that name none (`lb_common::balance::Algorithm`).
+    pub algorithm: u32,
 }
 
 impl Default for Options {
@@ -56,6 +67,8 @@ impl Default for Options {
             service_cidrs: Vec::new(),
             external_ips: true,
             external_ranges: None,
+            node_ip: None,
+            algorithm: Algorithm::RANDOM,
         }
     }
 }
@@ -66,6 +79,10 @@ impl Options {
         let ranges = match &self.pods {
             PodDetection::ClusterCidr(ranges) => ranges,
             PodDetection::NodeCidr => &node.pod_cidrs,
+            // Any address, on the right device.
+            PodDetection::Bridge(_) | PodDetection::InterfacePrefix(_) => {
+                return Some(everything(family));
+            }
         };
         ranges
             .iter()
@@ -101,6 +118,14 @@ impl Options {
             .map(|cidr| prefix(Some(*cidr)))
             .collect();
         config.set_service_cidrs(&cidrs);
+    }
+}
+
+/// Every address of a family.
+fn everything(family: Family) -> IpNet {
+    match family {
+        Family::V4 => IpNet::V4(Ipv4Net::default()),
+        Family::V6 => IpNet::V6(Ipv6Net::default()),
     }
 }
 

@@ -58,7 +58,8 @@ pub struct State {
 
 impl State {
     /// Knows nothing yet but the operator's choices and the node's name.
-    pub fn new(options: Options, node: NodeFacts) -> Self {
+    pub fn new(options: Options, mut node: NodeFacts) -> Self {
+        node.prefer(options.node_ip);
         Self {
             typed_cidrs: options.service_cidrs.clone(),
             service_cidrs: BTreeMap::new(),
@@ -233,7 +234,8 @@ impl State {
         Dirty::new()
     }
 
-    fn put_node(&mut self, facts: NodeFacts) -> Dirty {
+    fn put_node(&mut self, mut facts: NodeFacts) -> Dirty {
+        facts.prefer(self.options.node_ip);
         if facts.name != self.node.name {
             return Dirty::new();
         }

@@ -12,7 +12,6 @@ use super::service::{Port, Service};
 use super::state::{Dirty, State, add_names};
 use crate::source::Kind;
 use lb_common::addr::Protocol;
-use lb_common::balance::Algorithm;
 use lb_common::table::{EmptyAction, FrontendKind};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -75,7 +74,7 @@ impl State {
             external_local: service.external_local,
             source_ranges: service.allowed_sources(name.family, self.node.primary(name.family)),
             affinity_seconds: (service.affinity_seconds != 0).then_some(service.affinity_seconds),
-            algorithm: Algorithm::RANDOM,
+            algorithm: self.options.algorithm,
             // An empty Cluster set means that nobody anywhere serves (section 4.3).
             cluster_empty: EmptyAction::Reject,
             local_empty: if has_endpoints {

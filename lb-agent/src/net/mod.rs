@@ -3,6 +3,8 @@
 //! Level-triggered: any message means "look again", and a look is a complete listing. So nothing
 //! depends on the order or completeness of messages, which netlink drops when a socket is slow.
 
+pub mod limits;
+
 use futures::{StreamExt, TryStreamExt};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage};

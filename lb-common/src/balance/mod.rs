@@ -20,6 +20,15 @@ pub struct Algorithm;
 impl Algorithm {
     /// Uniform random per connection, as kube-proxy's iptables and nftables modes do.
     pub const RANDOM: u32 = 0;
+
+    /// The number of an algorithm by the name that people write.
+    #[must_use]
+    pub fn named(name: &str) -> Option<u32> {
+        match name {
+            "random" => Some(Self::RANDOM),
+            _ => None,
+        }
+    }
 }
 
 /// Which slot of a window of `count` (> 0) slots a new connection gets.

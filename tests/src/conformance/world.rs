@@ -87,7 +87,7 @@ impl Node {
             masquerade_all: self.masquerade_all,
             service_cidrs: self.service_cidrs.clone(),
             external_ips: self.feature_gates.get(EXTERNAL_IPS) != Some(&false),
-            external_ranges: None,
+            ..Options::default()
         })
     }
 

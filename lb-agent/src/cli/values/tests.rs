@@ -31,17 +31,19 @@ fn cidrs_lose_their_host_bits_and_bad_ones_are_named() {
 
 #[test]
 fn an_address_without_port_gets_the_usual_one() {
+    let usual: SocketAddr = "192.0.2.1:9".parse().unwrap();
     for (text, wanted) in [
         ("127.0.0.1:1", "127.0.0.1:1"),
         ("127.0.0.1", "127.0.0.1:9"),
         ("[::]:1", "[::]:1"),
         ("[::1]", "[::1]:9"),
         ("::1", "[::1]:9"),
+        ("", "192.0.2.1:9"),
     ] {
         let parsed: BindAddress = text.parse().unwrap();
-        assert_eq!(parsed.or_port(9), wanted.parse().unwrap(), "{text}");
+        assert_eq!(parsed.or(usual), wanted.parse().unwrap(), "{text}");
     }
-    for text in ["localhost:1", ":10249", "", "1.2.3.4:70000"] {
+    for text in ["localhost:1", ":10249", "1.2.3.4:70000"] {
         assert!(text.parse::<BindAddress>().is_err(), "{text}");
     }
 }

@@ -223,7 +223,7 @@ impl Site {
     fn is_pod(&self, address: IpAddr) -> bool {
         let ranges = match &self.options.pods {
             PodDetection::ClusterCidr(ranges) => ranges.as_slice(),
-            PodDetection::NodeCidr => &[],
+            _ => &[],
         };
         ranges.iter().any(|range| range.contains(&address))
     }
