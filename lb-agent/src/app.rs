@@ -3,14 +3,15 @@
 
 mod agent;
 mod durations;
+mod updates;
 
 pub use durations::Durations;
+pub use updates::Updates;
 
 use crate::datapath::{Datapath, Fill, Options, StartError};
 use crate::model::State;
 use crate::model::report::HealthChecks;
 use crate::net;
-use crate::serve::health::Updates;
 use crate::source::Change;
 use agent::Agent;
 use std::io;

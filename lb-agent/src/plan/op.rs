@@ -102,6 +102,14 @@ pub struct Refused {
 }
 
 impl Refused {
+    /// So many entries are too many.
+    pub(super) fn new(resource: Resource, wanted: usize) -> Self {
+        Self {
+            resource,
+            wanted: u32::try_from(wanted).unwrap_or(u32::MAX),
+        }
+    }
+
     /// A short name, for metrics.
     pub const fn reason(self) -> &'static str {
         match self.resource {

@@ -1,7 +1,6 @@
 //! Source ranges: written before the frontends they guard, removed after them.
 
 use super::op::{Op, Refused, Resource, Steps};
-use super::service::refused;
 use super::{Planner, Served};
 use crate::model::desired::DesiredService;
 use lb_common::addr::{Prefix, ServiceId};
@@ -26,7 +25,7 @@ impl Planner {
             .filter(|range| !self.ranges.contains(range))
             .count();
         if self.ranges.len() + more > self.limits.ranges as usize {
-            return Err(refused(Resource::Ranges, more));
+            return Err(Refused::new(Resource::Ranges, more));
         }
         Ok(())
     }

@@ -67,7 +67,7 @@ impl Planner {
             let id = self
                 .service_ids
                 .take()
-                .ok_or_else(|| refused(Resource::Services, 1))?;
+                .ok_or_else(|| Refused::new(Resource::Services, 1))?;
             taken.service = Some(id);
             ServiceId(id)
         };
@@ -103,7 +103,7 @@ impl Planner {
                     .map(|(key, _)| key.addr),
             );
         if self.frontends.len() + more > self.limits.frontends as usize {
-            return Err(refused(Resource::Frontends, more));
+            return Err(Refused::new(Resource::Frontends, more));
         }
         Ok(())
     }
@@ -132,7 +132,7 @@ impl Planner {
                 let id = self
                     .backend_ids
                     .take()
-                    .ok_or_else(|| refused(Resource::Backends, desired.endpoints.len()))?;
+                    .ok_or_else(|| Refused::new(Resource::Backends, desired.endpoints.len()))?;
                 taken.backends.push(id);
                 BackendId(id)
             };
@@ -194,7 +194,7 @@ impl Planner {
         let start = self
             .slots
             .take(u32::from(count))
-            .ok_or_else(|| refused(Resource::Slots, usize::from(count)))?;
+            .ok_or_else(|| Refused::new(Resource::Slots, usize::from(count)))?;
         taken.windows.push((start, u32::from(count)));
         next.generation = next.generation.wrapping_add(1);
         Ok(Window {
@@ -392,13 +392,6 @@ impl Planner {
     }
 }
 
-pub(super) fn refused(resource: Resource, wanted: usize) -> Refused {
-    Refused {
-        resource,
-        wanted: u32::try_from(wanted).unwrap_or(u32::MAX),
-    }
-}
-
 fn check_name(name: &ServicePortName) -> Result<(), Refused> {
     let lengths = [
         name.service.namespace.len(),
@@ -407,7 +400,7 @@ fn check_name(name: &ServicePortName) -> Result<(), Refused> {
     ];
     let total: usize = lengths.iter().sum();
     if total > NAME_TEXT || lengths.iter().any(|&length| length > usize::from(u8::MAX)) {
-        return Err(refused(Resource::Name, total));
+        return Err(Refused::new(Resource::Name, total));
     }
     Ok(())
 }
@@ -504,7 +497,7 @@ fn same_set(old: &[Member], next: &[Member], set: u8) -> bool {
 
 fn count_in(members: &[Member], set: u8) -> Result<u16, Refused> {
     let count = members.iter().filter(|m| m.sets & set != 0).count();
-    u16::try_from(count).map_err(|_| refused(Resource::WindowSize, count))
+    u16::try_from(count).map_err(|_| Refused::new(Resource::WindowSize, count))
 }
 
 /// The runs of slots a service port occupies; one if both windows share it.

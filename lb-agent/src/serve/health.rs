@@ -1,44 +1,13 @@
 //! Is this node's service path working? Decided from the agent's [`Snapshot`] alone, so that every
 //! answer can be tested.
 
-use crate::app::Snapshot;
+use crate::app::{Snapshot, Updates};
 use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 use std::time::{Duration, SystemTime};
 
 /// A change that waits longer makes the node unhealthy: kube-proxy's twice `syncPeriod`.
 pub const LATE: Duration = Duration::from_secs(60);
-
-/// When changes of one IP family came and were served (`SERVICE-SEMANTICS` 12).
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Updates {
-    /// The last time everything known was served.
-    served: Option<SystemTime>,
-    /// Since when the oldest change waits.
-    waiting: Option<SystemTime>,
-}
-
-impl Updates {
-    /// A change came. Later ones do not restart the clock.
-    pub fn queued(&mut self, at: SystemTime) {
-        self.waiting.get_or_insert(at);
-    }
-
-    /// Everything that came is served.
-    pub fn served(&mut self, at: SystemTime) {
-        *self = Self {
-            served: Some(at),
-            waiting: None,
-        };
-    }
-
-    /// True if a change has been waiting for too long. What came before anything was ever served
-    /// counts from no moment: the first sync is asked for by itself.
-    fn is_late(&self, now: SystemTime, late: Duration) -> bool {
-        let waits = |since| now.duration_since(since).unwrap_or_default() >= late;
-        self.served.is_some() && self.waiting.is_some_and(waits)
-    }
-}
 
 /// What is asked.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -98,7 +67,7 @@ impl Health {
     /// synthetic packet the right answer, and while no change waits for `late`.
     pub fn of(question: Question, snapshot: &Snapshot, now: SystemTime, late: Duration) -> Self {
         let family = |updates: &Updates| FamilyHealth {
-            last_updated: updates.served.map(timestamp),
+            last_updated: updates.served_at().map(timestamp),
             healthy: !updates.is_late(now, late),
         };
         let [v4, v6] = &snapshot.updates;
@@ -121,7 +90,7 @@ impl Health {
             last_updated: if reason.is_none() {
                 Some(timestamp(now))
             } else {
-                v4.served.max(v6.served).map(timestamp)
+                v4.served_at().max(v6.served_at()).map(timestamp)
             },
             current_time: timestamp(now),
             node_eligible,

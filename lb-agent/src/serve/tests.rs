@@ -1,10 +1,9 @@
 //! The metrics page from tables that a test fills, and the listeners over real sockets.
 
 use super::*;
-use crate::app::{Refusal, Snapshot};
+use crate::app::{Refusal, Snapshot, Updates};
 use crate::datapath::{Fill, ReadError};
 use crate::serve::catalog::{ALL, Metric};
-use crate::serve::health::Updates;
 use crate::serve::testing::{empty_service, web_service};
 use lb_common::verdict::Reason;
 use std::collections::{BTreeMap, BTreeSet};
