@@ -13,7 +13,7 @@ mod tc;
 
 use anyhow::{Context, Result, bail, ensure};
 use lb_tests::endtoend;
-use report::{Report, Section};
+use report::{Failure, Report, Section};
 
 const USAGE: &str = "usage: cargo xtask bench -- [--only PART[,PART]] [--quick] [--write]
   parts: tc (ns a packet), connections (CPU time a connection), scale (an agent with 10,000 services)
@@ -42,16 +42,35 @@ fn main() -> Result<()> {
         machine: machine::describe()?,
         quick: options.quick,
         sections: Vec::new(),
+        failed: Vec::new(),
     };
     for part in &options.parts {
         eprintln!("measuring: {part}");
-        report.sections.push(measure(part, options.quick)?);
+        match measure(part, options.quick) {
+            Ok(section) => report.sections.push(section),
+            // A quarter of an hour of other parts' figures is not thrown away for it.
+            Err(error) => {
+                eprintln!("{part} has failed: {error:#}");
+                report.failed.push(Failure {
+                    name: part.clone(),
+                    error: format!("{error:#}"),
+                });
+            }
+        }
     }
     eprint!("{}", report.table());
     println!("{}", serde_json::to_string_pretty(&report)?);
     if options.write {
         document::write(&report)?;
     }
+    let failed: Vec<&str> = (report.failed.iter())
+        .map(|failure| failure.name.as_str())
+        .collect();
+    ensure!(
+        failed.is_empty(),
+        "not measured: {} (see above); the other parts' figures are complete",
+        failed.join(", ")
+    );
     Ok(())
 }
 

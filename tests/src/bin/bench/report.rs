@@ -96,6 +96,15 @@ impl Section {
     }
 }
 
+/// A part that could not be measured.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Failure {
+    /// What `--only` calls it.
+    pub(crate) name: String,
+    /// Why.
+    pub(crate) error: String,
+}
+
 /// Everything a run has found.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Report {
@@ -103,8 +112,10 @@ pub(crate) struct Report {
     pub(crate) machine: Machine,
     /// Few rounds.
     pub(crate) quick: bool,
-    /// The parts.
+    /// The parts that were measured.
     pub(crate) sections: Vec<Section>,
+    /// The others.
+    pub(crate) failed: Vec<Failure>,
 }
 
 impl Report {
@@ -131,6 +142,9 @@ impl Report {
                 text,
                 "{name:68} {value:7.2} {unit} of at most {limit:6.2}: {verdict}"
             );
+        }
+        for Failure { name, error } in &self.failed {
+            let _ = writeln!(text, "{name}: FAILED: {error}");
         }
         text
     }
