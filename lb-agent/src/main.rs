@@ -10,7 +10,7 @@ use lb_agent::cli::presence::{self, Presence};
 use lb_agent::cli::{privileges, reference, run, services, status};
 use lb_agent::config::Settings;
 use lb_agent::config::kube_proxy::field;
-use lb_agent::datapath::{self, DEFAULT_DIRECTORY, Reader};
+use lb_agent::datapath::{self, DEFAULT_DIRECTORY, Reader, memory};
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
@@ -73,6 +73,7 @@ fn start(args: RunArgs) -> ExitCode {
         complain(&sentence);
         return ExitCode::FAILURE;
     }
+    memory::settle();
     exit_code(started.and_then(|()| {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             // The work is one loop, a source and a scrape now and then.

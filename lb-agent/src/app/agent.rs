@@ -1,7 +1,7 @@
 //! The agent's state and the loop around it.
 
 use super::{AppError, Refusal, Snapshot};
-use crate::datapath::{Datapath, DeviceProblem};
+use crate::datapath::{Datapath, DeviceProblem, memory};
 use crate::model::desired::{Family, ServicePortName};
 use crate::model::frontend::select_node_port_addresses;
 use crate::model::node::NodeFacts;
@@ -191,7 +191,12 @@ impl Agent {
     }
 
     fn enqueue(&mut self, plan: Plan) {
-        self.ops.extend(plan.ops);
+        if self.ops.is_empty() {
+            // What the first sync has taken is given back, not kept for a change of ten writes.
+            self.ops = plan.ops.into();
+        } else {
+            self.ops.extend(plan.ops);
+        }
         self.fence = self.fence.max(plan.fence);
     }
 
@@ -208,6 +213,7 @@ impl Agent {
         match written {
             Ok(_) => {
                 self.retry = None;
+                self.ops = VecDeque::new();
                 self.written(done, writing);
             }
             Err(error) => {
@@ -266,6 +272,7 @@ impl Agent {
             if !self.snapshot.borrow().synced {
                 tracing::info!(writes = done, ?writing, ?took, "first sync complete");
                 self.snapshot.send_modify(|snapshot| snapshot.synced = true);
+                memory::give_back();
                 self.take_over();
                 self.probe();
             }

@@ -20,6 +20,7 @@ mod flows;
 mod load;
 mod local;
 mod mapping;
+pub mod memory;
 mod names;
 mod options;
 mod probe;

@@ -34,16 +34,48 @@ pub type Json = Arc<[u8]>;
 #[derive(Debug, Default)]
 struct File {
     shape: Shape,
-    documents: BTreeMap<usize, ObjectKey>,
+    documents: BTreeMap<usize, Arc<ObjectKey>>,
     problems: Vec<SourceRefusal>,
+}
+
+/// The documents of one object by position. Nearly always one: the node of a map would take ten
+/// times its place.
+#[derive(Debug, Default)]
+struct Documents(Vec<(Position, Json)>);
+
+impl Documents {
+    fn find(&self, position: &Position) -> Result<usize, usize> {
+        self.0.binary_search_by(|(known, _)| known.cmp(position))
+    }
+
+    fn get(&self, position: &Position) -> Option<&Json> {
+        let (_, json) = self.0.get(self.find(position).ok()?)?;
+        Some(json)
+    }
+
+    fn put(&mut self, position: Position, json: Json) {
+        match self.find(&position) {
+            Ok(index) => self.0[index].1 = json,
+            Err(index) => {
+                self.0.reserve_exact(1);
+                self.0.insert(index, (position, json));
+            }
+        }
+    }
+
+    fn remove(&mut self, position: &Position) {
+        if let Ok(index) = self.find(position) {
+            self.0.remove(index);
+        }
+    }
 }
 
 impl File {
     /// Whether a text that parses is the last one cut off where nobody would end it.
-    fn looks_half_written(&self, parsed: &Parsed, bytes: &[u8]) -> bool {
+    fn looks_half_written(&self, parsed: &Parsed<Document>, bytes: &[u8]) -> bool {
         let loses = || {
-            let has = |key: &ObjectKey| parsed.manifests.iter().any(|new| new.key() == *key);
-            self.documents.values().any(|key| !has(key))
+            let has: BTreeSet<_> = parsed.documents.iter().map(|new| &new.key).collect();
+            self.documents.values().any(|key| !has.contains(&**key))
         };
         match self.shape.cut(bytes) {
             Some(Cut::WithinLine) => true,
@@ -53,11 +85,37 @@ impl File {
     }
 }
 
+/// A document of a file, completed and looked at.
+struct Document {
+    key: ObjectKey,
+    /// The object, or why it cannot be taken.
+    content: Result<Json, String>,
+}
+
+impl Document {
+    /// Defaults and validates.
+    fn of(mut manifest: Manifest) -> Self {
+        let key = manifest.key();
+        let mut refusal = None;
+        if let Manifest::Service(service) = &mut manifest {
+            defaults::apply(service);
+            refusal = validate::validate(service).sentence(&key.name.name);
+        }
+        let content = match refusal {
+            Some(sentence) => Err(sentence),
+            None => manifest
+                .to_json()
+                .ok_or_else(|| format!("{key} cannot be kept")),
+        };
+        Self { key, content }
+    }
+}
+
 /// Every file and the objects it claims.
 #[derive(Debug, Default)]
 pub struct Claims {
     files: BTreeMap<Arc<Path>, File>,
-    objects: BTreeMap<ObjectKey, BTreeMap<Position, Json>>,
+    objects: BTreeMap<Arc<ObjectKey>, Documents>,
     recalled: Kept,
 }
 
@@ -95,7 +153,7 @@ impl Claims {
         troubled
             .filter(|(_, file)| !file.documents.is_empty())
             .map(|(path, file)| {
-                let json = |(index, key): (&usize, &ObjectKey)| {
+                let json = |(index, key): (&usize, &Arc<ObjectKey>)| {
                     self.objects.get(key)?.get(&(path.clone(), *index))
                 };
                 let objects = file.documents.iter().filter_map(json);
@@ -131,7 +189,7 @@ impl Claims {
 
     /// The document that is taken for an object.
     pub fn winner(&self, key: &ObjectKey) -> Option<(&Path, &Json)> {
-        let ((path, _), json) = self.objects.get(key)?.first_key_value()?;
+        let ((path, _), json) = self.objects.get(key)?.0.first()?;
         Some((path, json))
     }
 
@@ -140,7 +198,7 @@ impl Claims {
         let Some(documents) = self.objects.get(key) else {
             return Vec::new();
         };
-        let mut positions = documents.keys();
+        let mut positions = documents.0.iter().map(|(position, _)| position);
         let Some((taken, _)) = positions.next() else {
             return Vec::new();
         };
@@ -220,7 +278,7 @@ impl Claims {
         } else {
             "; its last good objects stay"
         };
-        match parse(path, bytes) {
+        match parse(path, bytes, &Document::of) {
             Ok(parsed) if file.looks_half_written(&parsed, bytes) => {
                 let lines = bytes.split(|byte| *byte == b'\n').count();
                 let sentence = format!("line {lines}: the file looks half-written{stays}");
@@ -240,12 +298,12 @@ impl Claims {
         }
     }
 
-    /// Defaults and validates; a refused Service keeps its last accepted version from this file.
+    /// A refused Service keeps its last accepted version from this file.
     fn accept(
         &self,
         path: &Arc<Path>,
         file: &mut File,
-        parsed: Parsed,
+        parsed: Parsed<Document>,
     ) -> BTreeMap<usize, (ObjectKey, Json)> {
         for kind in parsed.ignored {
             let sentence = format!("{kind} is not a kind that services need; ignored");
@@ -260,20 +318,17 @@ impl Claims {
             });
         }
         let mut documents = BTreeMap::new();
-        for (index, mut manifest) in parsed.manifests.into_iter().enumerate() {
-            let key = manifest.key();
-            let mut refusal = None;
-            if let Manifest::Service(service) = &mut manifest {
-                defaults::apply(service);
-                refusal = validate::validate(service).sentence(&key.name.name);
-            }
-            let Some(mut sentence) = refusal else {
-                documents.extend(manifest.to_json().map(|json| (index, (key, json))));
-                continue;
+        for (index, Document { key, content }) in parsed.documents.into_iter().enumerate() {
+            let mut sentence = match content {
+                Ok(json) => {
+                    documents.insert(index, (key, json));
+                    continue;
+                }
+                Err(sentence) => sentence,
             };
             let mut positions = file.documents.iter();
             let before = positions
-                .find(|(_, known)| **known == key)
+                .find(|(_, known)| ***known == key)
                 .map(|(index, _)| *index);
             let kept = before
                 .and_then(|index| self.objects.get(&key)?.get(&(path.clone(), index)).cloned());
@@ -305,22 +360,27 @@ impl Claims {
             };
             let same = documents
                 .get(&index)
-                .is_some_and(|(new, json)| *new == key && claims.get(&position) == Some(json));
+                .is_some_and(|(new, json)| *new == *key && claims.get(&position) == Some(json));
             if same {
                 continue;
             }
             claims.remove(&position);
-            if claims.is_empty() {
+            if claims.0.is_empty() {
                 self.objects.remove(&key);
             }
-            touched.insert(key);
+            touched.insert(ObjectKey::clone(&key));
         }
         for (index, (key, json)) in documents {
             let position = (path.clone(), index);
-            let claims = self.objects.entry(key.clone()).or_default();
+            // One key for the object and for every file that has it.
+            let key = match self.objects.get_key_value(&key) {
+                Some((known, _)) => Arc::clone(known),
+                None => Arc::new(key),
+            };
+            let claims = self.objects.entry(Arc::clone(&key)).or_default();
             if claims.get(&position) != Some(&json) {
-                claims.insert(position, json);
-                touched.insert(key.clone());
+                claims.put(position, json);
+                touched.insert(ObjectKey::clone(&key));
             }
             file.documents.insert(index, key);
         }

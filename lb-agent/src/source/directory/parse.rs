@@ -3,6 +3,7 @@
 
 use super::object::{Manifest, ObjectKind};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// How deep a document may nest: as deep as `serde_json` lets JSON.
@@ -25,16 +26,27 @@ pub struct ParseError {
 }
 
 /// What a file holds.
-#[derive(Debug, Default)]
-pub struct Parsed {
-    /// The objects of kinds we read, in the file's order.
-    pub manifests: Vec<Manifest>,
+#[derive(Debug)]
+pub struct Parsed<T> {
+    /// What was made of the objects of kinds we read, in the file's order.
+    pub documents: Vec<T>,
     /// Other kinds, each once, as the file writes them.
-    pub ignored: std::collections::BTreeSet<String>,
+    pub ignored: BTreeSet<String>,
+}
+
+/// A file under way: what `make` turns its objects into, one by one. Ten thousand typed objects at
+/// once would be the agent's largest memory, and their holes would stay.
+struct Reading<'a, T> {
+    parsed: Parsed<T>,
+    make: &'a (dyn Fn(Manifest) -> T + Sync),
 }
 
 /// Parses a whole file, all or nothing: a file that is broken anywhere may be half-written.
-pub fn parse(path: &Path, bytes: &[u8]) -> Result<Parsed, ParseError> {
+pub fn parse<T: Send>(
+    path: &Path,
+    bytes: &[u8],
+    make: &(dyn Fn(Manifest) -> T + Sync),
+) -> Result<Parsed<T>, ParseError> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let text = std::str::from_utf8(bytes).map_err(|error| ParseError {
         line: line_at(bytes, error.valid_up_to()),
@@ -44,16 +56,22 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Parsed, ParseError> {
         let reason = "the file is empty (to remove its objects, delete it)".to_owned();
         return Err(ParseError { line: 1, reason });
     }
-    let mut parsed = Parsed::default();
+    let mut reading = Reading {
+        parsed: Parsed {
+            documents: Vec::new(),
+            ignored: BTreeSet::new(),
+        },
+        make,
+    };
     if path
         .extension()
         .is_some_and(|extension| extension == "json")
     {
-        json(text, &mut parsed)?;
+        json(text, &mut reading)?;
     } else {
-        with_stack(|| yaml(text, &mut parsed))?;
+        with_stack(|| yaml(text, &mut reading))?;
     }
-    Ok(parsed)
+    Ok(reading.parsed)
 }
 
 /// Parses on a thread whose stack holds [`DEPTH`] levels: one takes tens of kilobytes, and a stack
@@ -79,7 +97,7 @@ fn line_at(bytes: &[u8], offset: usize) -> u64 {
         .count() as u64
 }
 
-fn json(text: &str, parsed: &mut Parsed) -> Result<(), ParseError> {
+fn json<T>(text: &str, reading: &mut Reading<'_, T>) -> Result<(), ParseError> {
     let mut stream = serde_json::Deserializer::from_str(text).into_iter::<Value>();
     loop {
         let start = stream.byte_offset();
@@ -92,28 +110,32 @@ fn json(text: &str, parsed: &mut Parsed) -> Result<(), ParseError> {
             line: error.line() as u64,
             reason: error.to_string(),
         })?;
-        take(value, parsed, line, &|_| None)?;
+        take(value, reading, line, &|_| None)?;
     }
 }
 
 /// Documents are split at `---` lines, as kubectl does; each is then parsed on its own, which
 /// keeps line numbers and a small footprint.
-fn yaml(text: &str, parsed: &mut Parsed) -> Result<(), ParseError> {
+fn yaml<T>(text: &str, reading: &mut Reading<'_, T>) -> Result<(), ParseError> {
     let (mut start, mut start_line, mut offset) = (0, 1, 0);
     let mut line_number = 0;
     for line in text.split_inclusive('\n') {
         line_number += 1;
         let rest = line.strip_prefix("---");
         if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n'])) {
-            yaml_document(&text[start..offset], start_line, parsed)?;
+            yaml_document(&text[start..offset], start_line, reading)?;
             (start, start_line) = (offset, line_number);
         }
         offset += line.len();
     }
-    yaml_document(&text[start..], start_line, parsed)
+    yaml_document(&text[start..], start_line, reading)
 }
 
-fn yaml_document(text: &str, first_line: u64, parsed: &mut Parsed) -> Result<(), ParseError> {
+fn yaml_document<T>(
+    text: &str,
+    first_line: u64,
+    reading: &mut Reading<'_, T>,
+) -> Result<(), ParseError> {
     let content = |line: &&str| {
         let line = line.trim();
         !line.is_empty() && !line.starts_with('#') && line != "---" && line != "..."
@@ -123,7 +145,7 @@ fn yaml_document(text: &str, first_line: u64, parsed: &mut Parsed) -> Result<(),
     };
     let value: Value = from_yaml(text, first_line)?;
     let line = first_line + skipped as u64;
-    take(value, parsed, line, &|kind| {
+    take(value, reading, line, &|kind| {
         kind.yaml_error(text, first_line)
     })
 }
@@ -161,9 +183,9 @@ pub(super) fn from_yaml<T: serde::de::DeserializeOwned>(
 
 type Locate<'a> = &'a dyn Fn(ObjectKind) -> Option<ParseError>;
 
-fn take(
+fn take<T>(
     value: Value,
-    parsed: &mut Parsed,
+    reading: &mut Reading<'_, T>,
     line: u64,
     locate: Locate<'_>,
 ) -> Result<(), ParseError> {
@@ -188,18 +210,18 @@ fn take(
         return match list.remove("items") {
             Some(Value::Array(items)) => items
                 .into_iter()
-                .try_for_each(|item| take(item, parsed, line, &|_| None)),
+                .try_for_each(|item| take(item, reading, line, &|_| None)),
             None | Some(Value::Null) => Ok(()),
             Some(_) => Err(at("`items` of the List is not a list".to_owned())),
         };
     }
     let Some(kind) = ObjectKind::of(&version, &kind) else {
-        parsed.ignored.insert(format!("{version} {kind}"));
+        reading.parsed.ignored.insert(format!("{version} {kind}"));
         return Ok(());
     };
     let manifest = Manifest::from_value(kind, value)
         .map_err(|reason| locate(kind).unwrap_or_else(|| at(reason)))?;
-    parsed.manifests.push(manifest);
+    reading.parsed.documents.push((reading.make)(manifest));
     Ok(())
 }
 
@@ -211,13 +233,13 @@ mod tests {
     const TWO: &str = "# a comment\n---\napiVersion: v1\nkind: Service\nmetadata:\n  name: a\n---\n\
                        apiVersion: v1\nkind: ConfigMap\nmetadata: {name: b}\n---\n# only a comment\n";
 
+    /// The names of a file's objects.
+    fn parse(path: &Path, bytes: &[u8]) -> Result<Parsed<String>, ParseError> {
+        super::parse(path, bytes, &|manifest| manifest.name().name)
+    }
+
     fn names(path: &str, text: &str) -> Vec<String> {
-        let parsed = parse(Path::new(path), text.as_bytes()).unwrap();
-        parsed
-            .manifests
-            .iter()
-            .map(|manifest| manifest.name().name.clone())
-            .collect()
+        parse(Path::new(path), text.as_bytes()).unwrap().documents
     }
 
     #[test]
