@@ -80,8 +80,8 @@ fn service_name(frontend: usize, epoch: u64) -> ServicePortName {
     let life = epoch / 5 * 2 + u64::from(epoch % 5 >= 3);
     ServicePortName {
         service: ObjectName {
-            namespace: format!("life{}", life % 3),
-            name: format!("service{frontend}"),
+            namespace: format!("life{}", life % 3).into(),
+            name: format!("service{frontend}").into(),
         },
         port: String::new(),
         protocol: Protocol::TCP,

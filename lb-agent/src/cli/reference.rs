@@ -91,8 +91,8 @@ mod tests {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operations.md");
         let page = fs::read_to_string(path).unwrap();
         let another = crate::model::desired::ObjectName {
-            namespace: String::new(),
-            name: String::new(),
+            namespace: "".into(),
+            name: "".into(),
         };
         let refusals = [
             Refusal::Unparsable,

@@ -5,13 +5,13 @@ use lb_common::table::{NAME_TEXT, ServiceName};
 
 /// The record of a name. The planner has made sure that it fits.
 pub(super) fn to_record(name: &ServicePortName) -> ServiceName {
-    let parts = [&name.service.namespace, &name.service.name, &name.port];
+    let parts: [&str; 3] = [&name.service.namespace, &name.service.name, &name.port];
     let mut text = [0; NAME_TEXT];
     let bytes = parts.iter().flat_map(|part| part.bytes());
     for (to, from) in text.iter_mut().zip(bytes) {
         *to = from;
     }
-    let length = |part: &String| u8::try_from(part.len()).unwrap_or(u8::MAX);
+    let length = |part: &str| u8::try_from(part.len()).unwrap_or(u8::MAX);
     ServiceName {
         namespace_length: length(parts[0]),
         name_length: length(parts[1]),
@@ -32,7 +32,7 @@ pub(super) fn from_record(record: &ServiceName) -> Option<ServicePortName> {
     let mut next = |length: u8| {
         let (text, after) = rest.split_at_checked(usize::from(length))?;
         rest = after;
-        String::from_utf8(text.to_vec()).ok()
+        std::str::from_utf8(text).ok()
     };
     let (namespace, name) = (next(record.namespace_length)?, next(record.name_length)?);
     let port = next(record.port_length)?;
@@ -42,8 +42,11 @@ pub(super) fn from_record(record: &ServiceName) -> Option<ServicePortName> {
         _ => return None,
     };
     Some(ServicePortName {
-        service: ObjectName { namespace, name },
-        port,
+        service: ObjectName {
+            namespace: namespace.into(),
+            name: name.into(),
+        },
+        port: port.to_owned(),
         protocol: record.protocol,
         family,
     })
@@ -63,8 +66,8 @@ mod tests {
         ] {
             let name = ServicePortName {
                 service: ObjectName {
-                    namespace: namespace.to_owned(),
-                    name: name.to_owned(),
+                    namespace: namespace.into(),
+                    name: name.into(),
                 },
                 port: port.to_owned(),
                 protocol: Protocol::UDP,

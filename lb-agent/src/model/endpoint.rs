@@ -163,7 +163,7 @@ fn identity(name: &ObjectName, object: &Object) -> Option<(ObjectName, Family)> 
     Some((
         ObjectName {
             namespace: name.namespace.clone(),
-            name: service.clone(),
+            name: service.as_str().into(),
         },
         family,
     ))

@@ -12,7 +12,6 @@ use super::service::{self, Service};
 use super::trigger::{TriggerTimes, trigger_time};
 use crate::source::{Change, Kind, Object};
 use ipnet::IpNet;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -138,10 +137,10 @@ impl State {
 
     fn apply_object(&mut self, object: &Object) -> Dirty {
         let (kind, name) = match object {
-            Object::Service(service) => (Kind::Service, name_of(&service.metadata)),
-            Object::EndpointSlice(slice) => (Kind::EndpointSlice, name_of(&slice.metadata)),
-            Object::Node(node) => (Kind::Node, name_of(&node.metadata)),
-            Object::ServiceCidr(range) => (Kind::ServiceCidr, name_of(&range.metadata)),
+            Object::Service(service) => (Kind::Service, ObjectName::of(&service.metadata)),
+            Object::EndpointSlice(slice) => (Kind::EndpointSlice, ObjectName::of(&slice.metadata)),
+            Object::Node(node) => (Kind::Node, ObjectName::of(&node.metadata)),
+            Object::ServiceCidr(range) => (Kind::ServiceCidr, ObjectName::of(&range.metadata)),
         };
         if let Some(listed) = self.listings.get_mut(&kind) {
             listed.insert(name.clone());
@@ -315,13 +314,6 @@ impl State {
         if let Some((name, service)) = self.services.get_key_value(&slice.service) {
             add_names(dirty, name, service, Some(slice.family));
         }
-    }
-}
-
-fn name_of(metadata: &ObjectMeta) -> ObjectName {
-    ObjectName {
-        namespace: metadata.namespace.clone().unwrap_or_default(),
-        name: metadata.name.clone().unwrap_or_default(),
     }
 }
 

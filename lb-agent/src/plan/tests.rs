@@ -268,8 +268,8 @@ fn fresh(desired: &Desired) -> Memory {
 fn name(text: &str) -> ServicePortName {
     ServicePortName {
         service: ObjectName {
-            namespace: "default".to_owned(),
-            name: text.to_owned(),
+            namespace: "default".into(),
+            name: text.into(),
         },
         port: "http".to_owned(),
         protocol: Protocol::TCP,

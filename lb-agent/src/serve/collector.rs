@@ -165,8 +165,8 @@ fn service_labels(
 ) -> Vec<Cow<'_, str>> {
     let name = &service.name;
     [
-        Cow::Borrowed(name.service.namespace.as_str()),
-        Cow::Borrowed(name.service.name.as_str()),
+        Cow::Borrowed(&*name.service.namespace),
+        Cow::Borrowed(&*name.service.name),
         Cow::Borrowed(name.port.as_str()),
         protocol_name(name.protocol),
         Cow::Borrowed(family_name(name.family)),

@@ -54,8 +54,8 @@ impl Answer {
     pub fn of(service: &ObjectName, check: Option<&HealthCheck>, healthy: bool) -> Self {
         Self {
             service: Name {
-                namespace: service.namespace.clone(),
-                name: service.name.clone(),
+                namespace: service.namespace.to_string(),
+                name: service.name.to_string(),
             },
             local_endpoints: check.map_or(0, |check| check.local_ready),
             service_proxy_healthy: healthy,
@@ -219,8 +219,8 @@ mod tests {
 
     fn key(name: &str, family: Family) -> (ObjectName, Family) {
         let object = ObjectName {
-            namespace: "ns".to_owned(),
-            name: name.to_owned(),
+            namespace: "ns".into(),
+            name: name.into(),
         };
         (object, family)
     }

@@ -8,8 +8,8 @@ use lb_common::table::{BackendState, EmptyAction, FrontendKind, ServiceCounters}
 fn name(name: &str, port: &str, protocol: Protocol, family: Family) -> ServicePortName {
     ServicePortName {
         service: ObjectName {
-            namespace: "default".to_owned(),
-            name: name.to_owned(),
+            namespace: "default".into(),
+            name: name.into(),
         },
         port: port.to_owned(),
         protocol,

@@ -205,7 +205,7 @@ fn service_of(name: &ObjectName, family: Family, ports: &Value) -> Value {
         Family::V6 => "2001:db8:ffff::250",
     };
     json!({
-        "metadata": {"namespace": name.namespace, "name": name.name},
+        "metadata": {"namespace": &*name.namespace, "name": &*name.name},
         "spec": {"type": "ClusterIP", "clusterIP": address, "ports": ports},
     })
 }
@@ -359,8 +359,8 @@ fn run_local_ready(case: &Value) -> Result<Outcome, Outcome> {
             world.upsert(
                 Kind::EndpointSlice,
                 &[json!({
-                    "metadata": {"namespace": name.namespace, "name": format!("s{index}-{number}"),
-                        "labels": {"kubernetes.io/service-name": name.name}},
+                    "metadata": {"namespace": &*name.namespace, "name": format!("s{index}-{number}"),
+                        "labels": {"kubernetes.io/service-name": &*name.name}},
                     "addressType": if endpoint.endpoint.is_ipv4() { "IPv4" } else { "IPv6" },
                     "ports": [{"name": port, "port": endpoint.endpoint.port(), "protocol": "TCP"}],
                     "endpoints": [{
@@ -379,7 +379,7 @@ fn run_local_ready(case: &Value) -> Result<Outcome, Outcome> {
             .map(|(number, port)| json!({"name": port, "port": number}))
             .collect();
         world.upsert(Kind::Service, &[json!({
-            "metadata": {"namespace": name.namespace, "name": name.name},
+            "metadata": {"namespace": &*name.namespace, "name": &*name.name},
             "spec": {"clusterIPs": [format!("203.0.113.{index}"), format!("2001:db8:ffff::{index:x}")],
                 "ports": ports},
         })])?;

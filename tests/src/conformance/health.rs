@@ -233,7 +233,7 @@ fn service(name: &ObjectName, port: u16) -> Value {
     let number: u16 = name.to_string().bytes().map(u16::from).sum();
     let [high, low] = number.to_be_bytes();
     json!({
-        "metadata": {"namespace": name.namespace, "name": name.name},
+        "metadata": {"namespace": &*name.namespace, "name": &*name.name},
         "spec": {"type": "LoadBalancer", "clusterIP": format!("172.30.{high}.{low}"),
             "externalTrafficPolicy": "Local", "healthCheckNodePort": port,
             "ports": [{"name": "p", "port": 80}]},
@@ -245,8 +245,8 @@ fn slice(name: &ObjectName, count: u8) -> Value {
         .map(|number| json!({"addresses": [format!("10.0.0.{number}")], "nodeName": ""}))
         .collect();
     json!({
-        "metadata": {"namespace": name.namespace, "name": name.name,
-            "labels": {"kubernetes.io/service-name": name.name}},
+        "metadata": {"namespace": &*name.namespace, "name": &*name.name,
+            "labels": {"kubernetes.io/service-name": &*name.name}},
         "addressType": "IPv4", "ports": [{"name": "p", "port": 8080}], "endpoints": endpoints,
     })
 }

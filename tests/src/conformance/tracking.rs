@@ -41,7 +41,7 @@ fn run_trigger_times(case: &Value) -> Result<Outcome, Outcome> {
         let service = object_name(&event.service);
         let slice = ObjectName {
             namespace: service.namespace.clone(),
-            name: format!("{}-slice", service.name),
+            name: format!("{}-slice", service.name).into(),
         };
         match event.op.as_str() {
             "remove" => {
@@ -49,8 +49,8 @@ fn run_trigger_times(case: &Value) -> Result<Outcome, Outcome> {
             }
             "upsert" => {
                 let mut object = json!({
-                    "metadata": {"namespace": slice.namespace, "name": slice.name,
-                        "labels": {"kubernetes.io/service-name": service.name}},
+                    "metadata": {"namespace": &*slice.namespace, "name": &*slice.name,
+                        "labels": {"kubernetes.io/service-name": &*service.name}},
                     "addressType": "IPv4",
                     "ports": [{"name": "p", "port": event.port}],
                     "endpoints": [{"addresses": ["192.0.2.1"]}],

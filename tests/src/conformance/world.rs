@@ -143,8 +143,8 @@ pub(super) fn node_pods(range: &str) -> Node {
 pub(super) fn object_name(text: &str) -> ObjectName {
     let (namespace, name) = text.split_once('/').unwrap_or(("", text));
     ObjectName {
-        namespace: namespace.to_owned(),
-        name: name.to_owned(),
+        namespace: namespace.into(),
+        name: name.into(),
     }
 }
 

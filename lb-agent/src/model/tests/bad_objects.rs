@@ -1,8 +1,9 @@
 //! Bad objects are refused with a reason, and hurt nothing else.
 
 use super::*;
+use std::sync::Arc;
 
-fn reasons(state: &State) -> Vec<(String, &'static str)> {
+fn reasons(state: &State) -> Vec<(Arc<str>, &'static str)> {
     state
         .refusals()
         .iter()

@@ -443,8 +443,8 @@ fn the_ranges_of_cluster_ips_follow_service_cidr_objects() {
     assert!(holds("10.96.1.2") && holds("10.99.1.2") && holds("fd00::7"));
     assert!(!holds("10.97.1.2") && !holds("fd00::1:0"));
     let gone = ObjectName {
-        namespace: String::new(),
-        name: "more".to_owned(),
+        namespace: "".into(),
+        name: "more".into(),
     };
     state.apply(Change::Delete(Kind::ServiceCidr, gone));
     assert_eq!(known(&state), ["10.96.0.0/16", "fd00::/112"]);

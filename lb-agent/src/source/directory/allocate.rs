@@ -5,7 +5,6 @@
 //! the API server leaves to explicit requests (KEP-3070, KEP-3668).
 
 use super::draft::Draft;
-use super::object::name_of;
 use super::validate::FieldErrors;
 use crate::model::desired::{Family, ObjectName};
 use ipnet::IpNet;
@@ -153,7 +152,7 @@ impl Allocator {
     /// Values that the manifest no longer names stay with the Service, but give way to others who
     /// name them. To be called for every changed Service before any of them is assigned.
     pub fn unname(&mut self, service: &Service) {
-        let Some(held) = self.held.get_mut(&name_of(&service.metadata)) else {
+        let Some(held) = self.held.get_mut(&ObjectName::of(&service.metadata)) else {
             return;
         };
         let Some(spec) = &service.spec else { return };
@@ -183,7 +182,7 @@ impl Allocator {
     /// two who name the same the one that has it keeps it.
     pub fn rank(&self, service: &Service) -> u8 {
         let Some(spec) = &service.spec else { return 2 };
-        let held = self.held.get(&name_of(&service.metadata));
+        let held = self.held.get(&ObjectName::of(&service.metadata));
         let ports: Vec<i32> = spec
             .ports
             .iter()
@@ -211,7 +210,7 @@ impl Allocator {
     /// Services that lost an automatic value to it and must be assigned again. On an error nothing
     /// has changed.
     pub fn assign(&mut self, service: &mut Service) -> Result<BTreeSet<ObjectName>, FieldErrors> {
-        let name = name_of(&service.metadata);
+        let name = ObjectName::of(&service.metadata);
         let old = self.take(&name);
         let mut draft = Draft::new(self, &name, old.as_ref());
         let spec = service.spec.get_or_insert_default();

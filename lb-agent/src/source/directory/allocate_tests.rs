@@ -124,7 +124,7 @@ fn a_named_node_port_wins_over_an_automatic_one() {
     let taken = port_of(&assign(&mut allocator, node_port("auto", None)).unwrap());
     let mut wanting = node_port("named", Some(u16::try_from(taken).unwrap()));
     let evicted = allocator.assign(&mut wanting).unwrap();
-    assert_eq!(evicted.into_iter().next().unwrap().name, "auto");
+    assert_eq!(&*evicted.into_iter().next().unwrap().name, "auto");
     let moved = port_of(&assign(&mut allocator, node_port("auto", None)).unwrap());
     assert_ne!(moved, taken);
 }

@@ -13,12 +13,16 @@ use k8s_openapi::api::core::v1::{Endpoints, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// An object of the change stream.
 pub type OutputKey = (Kind, ObjectName);
 
-/// Objects by label: (namespace, label, value).
-pub(super) type LabelIndex = BTreeMap<(String, String, String), BTreeSet<ObjectName>>;
+/// Objects by label.
+pub(super) type LabelIndex = BTreeMap<Label, BTreeSet<ObjectName>>;
+
+/// Namespace, label, value.
+pub(super) type Label = (Arc<str>, String, String);
 
 /// The derived objects and what is needed to derive them again.
 #[derive(Debug)]
@@ -178,14 +182,14 @@ impl Derived {
         let node = json.as_ref().and_then(|json| read::<Node>(json));
         let labels = node.and_then(|node| node.metadata.labels);
         let zone = labels.and_then(|mut labels| labels.remove("topology.kubernetes.io/zone"));
-        let before = self.zones.remove(&name.name);
+        let before = self.zones.remove(&*name.name);
         if before != zone {
             let services = self.services_by_label.values().flatten();
             outcome.selectors.extend(services.cloned());
         }
         self.zones
-            .extend(zone.map(|zone| (name.name.clone(), zone)));
-        if name.name == self.node {
+            .extend(zone.map(|zone| (name.name.to_string(), zone)));
+        if *name.name == self.node {
             self.output((Kind::Node, name.clone()), json, outcome);
         }
     }
@@ -195,7 +199,7 @@ impl Derived {
         let label = slice.and_then(|slice| slice.metadata.labels?.remove(SERVICE_NAME_LABEL));
         let owner = label.map(|service| ObjectName {
             namespace: name.namespace.clone(),
-            name: service,
+            name: service.into(),
         });
         if let Some(before) = self.slice_owner.remove(name) {
             if let Some(slices) = self.slices_of_service.get_mut(&before) {
@@ -272,7 +276,7 @@ impl Derived {
     ) {
         let mut names = BTreeSet::new();
         for slice in made {
-            let name = super::object::name_of(&slice.metadata);
+            let name = ObjectName::of(&slice.metadata);
             let json = serde_json::to_vec(&slice).ok().map(Json::from);
             self.output((Kind::EndpointSlice, name.clone()), json, outcome);
             names.insert(name);
@@ -298,12 +302,7 @@ pub fn read<T: DeserializeOwned>(json: &[u8]) -> Option<T> {
 }
 
 /// Adds an object to an index by label, or removes it.
-pub(super) fn index(
-    index: &mut LabelIndex,
-    key: (String, String, String),
-    name: &ObjectName,
-    add: bool,
-) {
+pub(super) fn index(index: &mut LabelIndex, key: Label, name: &ObjectName, add: bool) {
     if add {
         index.entry(key).or_default().insert(name.clone());
     } else if let Some(names) = index.get_mut(&key) {

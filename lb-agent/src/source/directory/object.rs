@@ -144,7 +144,7 @@ impl Manifest {
 
     /// Namespace and name; a Node's namespace is empty.
     pub fn name(&self) -> ObjectName {
-        name_of(self.metadata())
+        ObjectName::of(self.metadata())
     }
 
     /// The object's identity.
@@ -230,13 +230,5 @@ fn prune_pod(pod: &mut Pod) {
             pod_ips: status.pod_ips.take(),
             ..PodStatus::default()
         };
-    }
-}
-
-/// Namespace and name of any object.
-pub fn name_of(meta: &ObjectMeta) -> ObjectName {
-    ObjectName {
-        namespace: meta.namespace.clone().unwrap_or_default(),
-        name: meta.name.clone().unwrap_or_default(),
     }
 }

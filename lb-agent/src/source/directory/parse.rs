@@ -235,7 +235,7 @@ mod tests {
 
     /// The names of a file's objects.
     fn parse(path: &Path, bytes: &[u8]) -> Result<Parsed<String>, ParseError> {
-        super::parse(path, bytes, &|manifest| manifest.name().name)
+        super::parse(path, bytes, &|manifest| manifest.name().name.to_string())
     }
 
     fn names(path: &str, text: &str) -> Vec<String> {

@@ -1,8 +1,7 @@
 //! Selectors against Pods → EndpointSlices, as the endpointslice controller writes them. Pure.
 
 use super::defaults::{is_external_name, is_headless};
-use super::object::name_of;
-use crate::model::desired::Family;
+use crate::model::desired::{Family, ObjectName};
 use crate::source::endpoints::{address_type, empty_slice, parse_address, slice_name};
 use k8s_openapi::api::core::v1::{Container, Pod, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{
@@ -148,7 +147,7 @@ fn of_family<'a>(
                 .push(endpoint(service, pod, address, zones));
         }
     }
-    let name = name_of(&service.metadata);
+    let name = ObjectName::of(&service.metadata);
     let mut slices = Vec::new();
     for (ports, endpoints) in groups {
         for chunk in endpoints.chunks(SLICE_SIZE) {

@@ -78,8 +78,8 @@ impl StateFiles {
         let named = |(name, allocation): (String, Allocation)| {
             let (namespace, name) = name.split_once('/')?;
             let name = ObjectName {
-                namespace: namespace.to_owned(),
-                name: name.to_owned(),
+                namespace: namespace.into(),
+                name: name.into(),
             };
             Some((name, allocation))
         };
@@ -156,8 +156,8 @@ mod tests {
         let (nothing, errors) = state.load();
         assert!(nothing.held.is_empty() && nothing.kept.is_empty() && errors.is_empty());
         let name = ObjectName {
-            namespace: "a".to_owned(),
-            name: "b".to_owned(),
+            namespace: "a".into(),
+            name: "b".into(),
         };
         let port = Held {
             value: 30_000,

@@ -12,7 +12,6 @@ use client::Servers;
 use k8s_openapi::api::core::v1::{Endpoints, Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::collections::{BTreeMap, BTreeSet};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -57,13 +56,6 @@ impl KubeSource {
             () = shutdown.cancelled() => {}
             ((), (), (), ()) = async { tokio::join!(services, node, endpoints, ranges) } => {}
         }
-    }
-}
-
-fn name_of(meta: &ObjectMeta) -> ObjectName {
-    ObjectName {
-        namespace: meta.namespace.clone().unwrap_or_default(),
-        name: meta.name.clone().unwrap_or_default(),
     }
 }
 
@@ -124,11 +116,11 @@ impl Watched for OldEndpoints {
     }
 
     fn applied(&mut self, endpoints: Endpoints) -> Vec<Change> {
-        let name = name_of(&endpoints.metadata);
+        let name = ObjectName::of(&endpoints.metadata);
         let slices = slices_of(&endpoints);
         let names: BTreeSet<_> = slices
             .iter()
-            .map(|slice| name_of(&slice.metadata))
+            .map(|slice| ObjectName::of(&slice.metadata))
             .collect();
         let before = self.told.insert(name, names.clone()).unwrap_or_default();
         let applied = slices.into_iter().map(Box::new).map(Object::EndpointSlice);

@@ -39,11 +39,11 @@ impl Running {
                 Change::Delete(kind, name) => (kind, format!("delete {name}")),
                 Change::Apply(Object::Service(object)) => (
                     Kind::Service,
-                    format!("apply {}", name_of(&object.metadata)),
+                    format!("apply {}", ObjectName::of(&object.metadata)),
                 ),
                 Change::Apply(Object::EndpointSlice(object)) => (
                     Kind::EndpointSlice,
-                    format!("apply {}", name_of(&object.metadata)),
+                    format!("apply {}", ObjectName::of(&object.metadata)),
                 ),
                 Change::Apply(Object::ServiceCidr(object)) => (
                     Kind::ServiceCidr,

@@ -2,7 +2,6 @@
 
 use super::client::Servers;
 use super::guard::Guarded;
-use super::name_of;
 use super::trouble::{Meaning, sentence};
 use crate::model::desired::ObjectName;
 use crate::source::backoff::Backoff;
@@ -299,12 +298,12 @@ impl Progress {
             }
             Event::InitApply(Guarded::Object(resource))
             | Event::Apply(Guarded::Object(resource)) => {
-                let resolved = self.decodes::<W>(&name_of(resource.meta()));
+                let resolved = self.decodes::<W>(&ObjectName::of(resource.meta()));
                 (watched.applied(resource), resolved.into_iter().collect())
             }
             Event::InitApply(Guarded::Undecodable { metadata, reason })
             | Event::Apply(Guarded::Undecodable { metadata, reason }) => {
-                let name = name_of(&metadata);
+                let name = ObjectName::of(&metadata);
                 self.unlisted.remove(&name);
                 self.undecodable.insert(name.clone());
                 let report = Report::Refused(SourceRefusal {
@@ -320,7 +319,7 @@ impl Progress {
                 (watched.undecodable(name), vec![report])
             }
             Event::Delete(resource) => {
-                let name = name_of(resource.meta());
+                let name = ObjectName::of(resource.meta());
                 let resolved = self.decodes::<W>(&name);
                 (watched.deleted(name), resolved.into_iter().collect())
             }

@@ -263,11 +263,11 @@ impl Site {
                 let services = self.reader()?.services()?;
                 let is_shown = |marker: &str| {
                     let mut shown = services.iter().map(|one| &one.name.service);
-                    shown.any(|name| name.namespace == MARKERS && name.name == marker)
+                    shown.any(|name| &*name.namespace == MARKERS && &*name.name == marker)
                 };
                 let served = services
                     .iter()
-                    .any(|one| one.name.service.name == name(new) && !one.endpoints.is_empty());
+                    .any(|one| *one.name.service.name == *name(new) && !one.endpoints.is_empty());
                 if served && !is_shown(&name(old)) {
                     break;
                 }
