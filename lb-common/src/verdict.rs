@@ -9,8 +9,14 @@ pub enum Verdict {
     /// Be silent.
     Drop,
     /// The packet has been turned into the answer to itself: send it out of the device it came
-    /// from, with its link-layer addresses exchanged.
+    /// from (or was about to leave by), with its link-layer addresses exchanged.
     Answer,
+    /// The node's own packet has a backend as its destination now: send it where routing sends it
+    /// from here, which may be the node itself.
+    Route,
+    /// The packet is the node's own: hand it to its stack, as if it had come from where packets to
+    /// its source go.
+    Deliver,
 }
 
 /// Why a packet, datagram or connection was treated as it was. The numbers are stable: they index

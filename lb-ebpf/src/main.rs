@@ -9,6 +9,7 @@ mod atomic;
 mod env;
 mod flows;
 mod maps;
+mod route;
 mod socket;
 mod sockops;
 mod tc;

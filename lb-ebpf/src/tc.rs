@@ -1,18 +1,21 @@
-//! The hooks of the packet path: TCX or clsact, ingress and egress of every device but loopback.
+//! The hooks of the packet path: TCX or clsact, ingress and egress of every device. Of the loopback
+//! device it is egress that counts, what the node sends to itself.
 //!
 //! Each hook exists twice: for devices with an Ethernet header and for those without (tunnels,
 //! WireGuard), because the header is part of a tc program's packet.
 
 use crate::env::Kernel;
 use crate::flows::KernelFlows;
-use crate::view::{ETHERNET, TcPacket};
+use crate::route;
+use crate::view::{ETHERNET, TcPacket, is_own};
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::btf_maps::PerCpuArray;
-use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::macros::{btf_map, classifier};
 use aya_ebpf::programs::TcContext;
 use lb_common::flow::Flows;
-use lb_common::packet::{Next, Packet, Scratch, Stage, World, egress, in_stages, ingress};
+use lb_common::packet::{
+    Next, Packet, Question, Scratch, Stage, World, egress, in_stages, ingress, leaving,
+};
 use lb_common::table::Config;
 use lb_common::verdict::Verdict;
 
@@ -60,78 +63,82 @@ impl<const QUICK: bool> World for PacketPath<QUICK> {
 
 /// One stage of a hook as a function the verifier checks by itself, with a stack of its own.
 macro_rules! stage {
-    ($name:ident, $hook:ident, $stage:ident, $link:expr) => {
-        stage!($name, $hook, $stage, $link, WORLD);
-    };
-    ($name:ident, $hook:ident, $stage:ident, $link:expr, $world:ident) => {
+    ($name:ident, $hook:ident, $stage:ident, $packet:ty, $world:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $name(skb: *mut __sk_buff) -> u32 {
-            let mut packet = TcPacket::<{ $link }>::new(skb);
+            let mut packet = <$packet>::new(skb);
             $hook(Stage::$stage, &mut packet, &$world) as u32
         }
     };
 }
 
-stage!(lb_in_v4, ingress, OrdinaryV4, ETHERNET, ORDINARY_V4);
-stage!(lb_in_v6, ingress, OrdinaryV6, ETHERNET);
-stage!(lb_in_rare, ingress, Rare, ETHERNET);
-stage!(lb_in_parsed, ingress, Parsed, ETHERNET);
-stage!(lb_in_icmp, ingress, Icmp, ETHERNET);
-stage!(lb_in_open, ingress, Open, ETHERNET);
-stage!(lb_in_begin, ingress, Begin, ETHERNET);
-stage!(lb_in_refuse, ingress, Refuse, ETHERNET);
-stage!(lb_out_v4, egress, OrdinaryV4, ETHERNET, ORDINARY_V4);
-stage!(lb_out_v6, egress, OrdinaryV6, ETHERNET);
-stage!(lb_out_rare, egress, Rare, ETHERNET);
-stage!(lb_out_parsed, egress, Parsed, ETHERNET);
-stage!(lb_out_icmp, egress, Icmp, ETHERNET);
-stage!(lb_out_open, egress, Open, ETHERNET);
+stage!(lb_in_v4, ingress, OrdinaryV4, TcPacket<ETHERNET>, ORDINARY_V4);
+stage!(lb_in_v6, ingress, OrdinaryV6, TcPacket<ETHERNET>, WORLD);
+stage!(lb_in_rare, ingress, Rare, TcPacket<ETHERNET>, WORLD);
+stage!(lb_in_parsed, ingress, Parsed, TcPacket<ETHERNET>, WORLD);
+stage!(lb_in_icmp, ingress, Icmp, TcPacket<ETHERNET>, WORLD);
+stage!(lb_in_open, ingress, Open, TcPacket<ETHERNET>, WORLD);
+stage!(lb_in_begin, ingress, Begin, TcPacket<ETHERNET>, WORLD);
+stage!(lb_in_refuse, ingress, Refuse, TcPacket<ETHERNET>, WORLD);
+stage!(lb_in_return, ingress, Return, TcPacket<ETHERNET>, WORLD);
+stage!(lb_own_open, ingress, Open, TcPacket<ETHERNET, true>, WORLD);
+stage!(lb_own_begin, ingress, Begin, TcPacket<ETHERNET, true>, WORLD);
+stage!(lb_out_v4, egress, OrdinaryV4, TcPacket<ETHERNET>, ORDINARY_V4);
+stage!(lb_out_v6, egress, OrdinaryV6, TcPacket<ETHERNET>, WORLD);
+stage!(lb_out_rare, egress, Rare, TcPacket<ETHERNET>, WORLD);
+stage!(lb_out_parsed, egress, Parsed, TcPacket<ETHERNET>, WORLD);
+stage!(lb_out_icmp, egress, Icmp, TcPacket<ETHERNET>, WORLD);
+stage!(lb_out_open, egress, Open, TcPacket<ETHERNET>, WORLD);
 
-stage!(lb_in_v4_l3, ingress, OrdinaryV4, 0, ORDINARY_V4);
-stage!(lb_in_v6_l3, ingress, OrdinaryV6, 0);
-stage!(lb_in_rare_l3, ingress, Rare, 0);
-stage!(lb_in_parsed_l3, ingress, Parsed, 0);
-stage!(lb_in_icmp_l3, ingress, Icmp, 0);
-stage!(lb_in_open_l3, ingress, Open, 0);
-stage!(lb_in_begin_l3, ingress, Begin, 0);
-stage!(lb_in_refuse_l3, ingress, Refuse, 0);
-stage!(lb_out_v4_l3, egress, OrdinaryV4, 0, ORDINARY_V4);
-stage!(lb_out_v6_l3, egress, OrdinaryV6, 0);
-stage!(lb_out_rare_l3, egress, Rare, 0);
-stage!(lb_out_parsed_l3, egress, Parsed, 0);
-stage!(lb_out_icmp_l3, egress, Icmp, 0);
-stage!(lb_out_open_l3, egress, Open, 0);
+stage!(lb_in_v4_l3, ingress, OrdinaryV4, TcPacket<0>, ORDINARY_V4);
+stage!(lb_in_v6_l3, ingress, OrdinaryV6, TcPacket<0>, WORLD);
+stage!(lb_in_rare_l3, ingress, Rare, TcPacket<0>, WORLD);
+stage!(lb_in_parsed_l3, ingress, Parsed, TcPacket<0>, WORLD);
+stage!(lb_in_icmp_l3, ingress, Icmp, TcPacket<0>, WORLD);
+stage!(lb_in_open_l3, ingress, Open, TcPacket<0>, WORLD);
+stage!(lb_in_begin_l3, ingress, Begin, TcPacket<0>, WORLD);
+stage!(lb_in_refuse_l3, ingress, Refuse, TcPacket<0>, WORLD);
+stage!(lb_in_return_l3, ingress, Return, TcPacket<0>, WORLD);
+stage!(lb_own_open_l3, ingress, Open, TcPacket<0, true>, WORLD);
+stage!(lb_own_begin_l3, ingress, Begin, TcPacket<0, true>, WORLD);
+stage!(lb_out_v4_l3, egress, OrdinaryV4, TcPacket<0>, ORDINARY_V4);
+stage!(lb_out_v6_l3, egress, OrdinaryV6, TcPacket<0>, WORLD);
+stage!(lb_out_rare_l3, egress, Rare, TcPacket<0>, WORLD);
+stage!(lb_out_parsed_l3, egress, Parsed, TcPacket<0>, WORLD);
+stage!(lb_out_icmp_l3, egress, Icmp, TcPacket<0>, WORLD);
+stage!(lb_out_open_l3, egress, Open, TcPacket<0>, WORLD);
 
 /// What the verdict means to tc. "Continue" lets the next program and the stack decide (`TCX_NEXT`
 /// is the same number): "ok" would jump over other people's filters.
 #[inline(always)]
-fn act<const LINK: usize>(skb: *mut __sk_buff, verdict: Verdict) -> i32 {
+fn act<const LINK: usize>(skb: *mut __sk_buff, verdict: Verdict, arrived: bool) -> i32 {
     match verdict {
         Verdict::Continue => TC_ACT_UNSPEC,
         Verdict::Drop => TC_ACT_SHOT,
-        Verdict::Answer => send_back::<LINK>(skb),
+        Verdict::Answer => route::answer::<LINK>(skb, arrived),
+        Verdict::Route if LINK == ETHERNET => lb_route(skb),
+        Verdict::Route => lb_route_l3(skb),
+        Verdict::Deliver if LINK == ETHERNET => lb_deliver(skb),
+        Verdict::Deliver => lb_deliver_l3(skb),
     }
 }
 
-/// Sends the packet out of the device it came from, to the neighbour it came from.
-#[inline(always)]
-fn send_back<const LINK: usize>(skb: *mut __sk_buff) -> i32 {
-    if LINK == ETHERNET && exchange_neighbours(skb).is_none() {
-        return TC_ACT_SHOT;
-    }
-    let device = TcPacket::<LINK>::of(skb).device();
-    // SAFETY: the helper takes numbers only.
-    unsafe { bpf_redirect(device, 0) as i32 }
+/// A way out as a function with a stack of its own.
+macro_rules! way {
+    ($name:ident, $way:ident, $link:expr) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $name(skb: *mut __sk_buff) -> i32 {
+            route::$way::<{ $link }>(skb)
+        }
+    };
 }
 
-#[inline(always)]
-fn exchange_neighbours(skb: *mut __sk_buff) -> Option<()> {
-    // The link-layer header lies before what the core calls a packet.
-    let mut frame = TcPacket::<0>::of(skb);
-    let [a, b, c, d, e, f]: [u16; 6] = frame.load(0)?;
-    frame.store(0, &[d, e, f, a, b, c]).ok()
-}
+way!(lb_route, route, ETHERNET);
+way!(lb_route_l3, route, 0);
+way!(lb_deliver, deliver, ETHERNET);
+way!(lb_deliver_l3, deliver, 0);
 
 /// A device with Ethernet headers: what arrives.
 #[classifier]
@@ -147,27 +154,38 @@ pub fn tc_ingress(ctx: TcContext) -> i32 {
             Stage::Open => lb_in_open(skb),
             Stage::Begin => lb_in_begin(skb),
             Stage::Refuse => lb_in_refuse(skb),
+            Stage::Return => lb_in_return(skb),
         })
     });
-    act::<ETHERNET>(skb, verdict)
+    act::<ETHERNET>(skb, verdict, true)
 }
 
 /// A device with Ethernet headers: what leaves.
 #[classifier]
 pub fn tc_egress(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
-    let verdict = in_stages(TcPacket::<ETHERNET>::of(skb).family(), |stage| {
-        Next::from_number(match stage {
-            Stage::OrdinaryV4 => lb_out_v4(skb),
-            Stage::OrdinaryV6 => lb_out_v6(skb),
-            Stage::Rare => lb_out_rare(skb),
-            Stage::Parsed => lb_out_parsed(skb),
-            Stage::Icmp => lb_out_icmp(skb),
-            Stage::Open => lb_out_open(skb),
-            Stage::Begin | Stage::Refuse => 0,
+    let family = TcPacket::<ETHERNET>::of(skb).family();
+    let verdict = leaving(is_own(skb), family, |question, stage| {
+        Next::from_number(match (question, stage) {
+            (Question::Ingress, Stage::OrdinaryV4) => lb_in_v4(skb),
+            (Question::Ingress, Stage::OrdinaryV6) => lb_in_v6(skb),
+            (Question::Ingress, Stage::Rare) => lb_in_rare(skb),
+            (Question::Ingress, Stage::Parsed) => lb_in_parsed(skb),
+            (Question::Ingress, Stage::Icmp) => lb_in_icmp(skb),
+            (Question::Ingress, Stage::Open) => lb_own_open(skb),
+            (Question::Ingress, Stage::Begin) => lb_own_begin(skb),
+            (Question::Ingress, Stage::Refuse) => lb_in_refuse(skb),
+            (Question::Ingress, Stage::Return) => lb_in_return(skb),
+            (_, Stage::OrdinaryV4) => lb_out_v4(skb),
+            (_, Stage::OrdinaryV6) => lb_out_v6(skb),
+            (_, Stage::Rare) => lb_out_rare(skb),
+            (_, Stage::Parsed) => lb_out_parsed(skb),
+            (_, Stage::Icmp) => lb_out_icmp(skb),
+            (_, Stage::Open) => lb_out_open(skb),
+            (_, Stage::Begin | Stage::Refuse | Stage::Return) => 0,
         })
     });
-    act::<ETHERNET>(skb, verdict)
+    act::<ETHERNET>(skb, verdict, false)
 }
 
 /// A device without link-layer header: what arrives.
@@ -184,25 +202,42 @@ pub fn tc_ingress_l3(ctx: TcContext) -> i32 {
             Stage::Open => lb_in_open_l3(skb),
             Stage::Begin => lb_in_begin_l3(skb),
             Stage::Refuse => lb_in_refuse_l3(skb),
+            Stage::Return => lb_in_return_l3(skb),
         })
     });
-    act::<0>(skb, verdict)
+    act::<0>(skb, verdict, true)
 }
 
 /// A device without link-layer header: what leaves.
 #[classifier]
 pub fn tc_egress_l3(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
-    let verdict = in_stages(TcPacket::<0>::of(skb).family(), |stage| {
-        Next::from_number(match stage {
-            Stage::OrdinaryV4 => lb_out_v4_l3(skb),
-            Stage::OrdinaryV6 => lb_out_v6_l3(skb),
-            Stage::Rare => lb_out_rare_l3(skb),
-            Stage::Parsed => lb_out_parsed_l3(skb),
-            Stage::Icmp => lb_out_icmp_l3(skb),
-            Stage::Open => lb_out_open_l3(skb),
-            Stage::Begin | Stage::Refuse => 0,
+    let family = TcPacket::<0>::of(skb).family();
+    let verdict = leaving(is_own(skb), family, |question, stage| {
+        Next::from_number(match (question, stage) {
+            (Question::Ingress, Stage::OrdinaryV4) => lb_in_v4_l3(skb),
+            (Question::Ingress, Stage::OrdinaryV6) => lb_in_v6_l3(skb),
+            (Question::Ingress, Stage::Rare) => lb_in_rare_l3(skb),
+            (Question::Ingress, Stage::Parsed) => lb_in_parsed_l3(skb),
+            (Question::Ingress, Stage::Icmp) => lb_in_icmp_l3(skb),
+            (Question::Ingress, Stage::Open) => lb_own_open_l3(skb),
+            (Question::Ingress, Stage::Begin) => lb_own_begin_l3(skb),
+            (Question::Ingress, Stage::Refuse) => lb_in_refuse_l3(skb),
+            (Question::Ingress, Stage::Return) => lb_in_return_l3(skb),
+            (_, Stage::OrdinaryV4) => lb_out_v4_l3(skb),
+            (_, Stage::OrdinaryV6) => lb_out_v6_l3(skb),
+            (_, Stage::Rare) => lb_out_rare_l3(skb),
+            (_, Stage::Parsed) => lb_out_parsed_l3(skb),
+            (_, Stage::Icmp) => lb_out_icmp_l3(skb),
+            (_, Stage::Open) => lb_out_open_l3(skb),
+            (_, Stage::Begin | Stage::Refuse | Stage::Return) => 0,
         })
     });
-    act::<0>(skb, verdict)
+    act::<0>(skb, verdict, false)
+}
+
+/// The loopback device: what arrives there on its way to somewhere else.
+#[classifier]
+pub fn tc_loopback(ctx: TcContext) -> i32 {
+    route::send_on(ctx.skb.skb)
 }

@@ -79,12 +79,18 @@ unsafe fn read_words<T: FromBytes + Copy>(from: *const T) -> T {
     unsafe { value.assume_init() }
 }
 
-/// A packet whose link-layer header is `LINK` bytes long.
-pub struct TcPacket<const LINK: usize> {
+/// A packet whose link-layer header is `LINK` bytes long; made by the node itself if `OWN`.
+pub struct TcPacket<const LINK: usize, const OWN: bool = false> {
     skb: *mut __sk_buff,
 }
 
-impl<const LINK: usize> TcPacket<LINK> {
+/// True if a packet that is about to leave never arrived: the node itself has made it.
+#[inline(always)]
+pub fn is_own(skb: *mut __sk_buff) -> bool {
+    context!(skb, ingress_ifindex) == 0
+}
+
+impl<const LINK: usize, const OWN: bool> TcPacket<LINK, OWN> {
     /// The packet of this context, with its headers where they can be read directly.
     #[inline(always)]
     pub fn new(skb: *mut __sk_buff) -> Self {
@@ -145,7 +151,7 @@ const fn done(code: i64) -> Result<(), Failed> {
     if code == 0 { Ok(()) } else { Err(Failed) }
 }
 
-impl<const LINK: usize> Packet for TcPacket<LINK> {
+impl<const LINK: usize, const OWN: bool> Packet for TcPacket<LINK, OWN> {
     #[inline(always)]
     fn family(&self) -> Family {
         match context!(self.skb, protocol) {
@@ -168,6 +174,11 @@ impl<const LINK: usize> Packet for TcPacket<LINK> {
     #[inline(always)]
     fn device(&self) -> u32 {
         context!(self.skb, ifindex)
+    }
+
+    #[inline(always)]
+    fn is_made_here(&self) -> bool {
+        OWN
     }
 
     #[inline(always)]

@@ -14,6 +14,7 @@ pub mod object;
 pub mod paths;
 pub mod pinned;
 pub mod raw;
+pub mod raw_datagram;
 pub mod ring;
 pub mod shapes;
 pub mod site;

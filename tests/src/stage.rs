@@ -32,7 +32,7 @@ pub struct ServiceSpec {
     pub load_balancer: bool,
     /// Further lines of its `spec`, indented by two.
     pub spec: String,
-    /// Its endpoints: names of pods of the stage.
+    /// Its endpoints: names of pods of the stage, or of nodes (`node0`) that have a server.
     pub endpoints: Vec<String>,
 }
 
@@ -141,6 +141,14 @@ impl Stage {
         Ok(())
     }
 
+    /// Starts a server of the node itself, called `node0` or the like: what a hostNetwork pod is.
+    pub fn add_node_server(&mut self, node: usize) -> Result<()> {
+        let place = self.lab.node(node).place();
+        let server = Server::start(place, &format!("node{node}"), TARGET_PORT)?;
+        self.servers.push(server);
+        Ok(())
+    }
+
     /// The pod called `name`.
     pub fn pod(&self, name: &str) -> &Pod {
         &self.pods[name].1
@@ -216,12 +224,8 @@ impl Stage {
                 family.to_lowercase()
             );
             for endpoint in &service.endpoints {
-                let (node, pod) = &self.pods[endpoint];
-                let address: IpAddr = if family == "IPv4" {
-                    pod.v4().into()
-                } else {
-                    pod.v6().into()
-                };
+                let (node, [v4, v6]) = self.endpoint(endpoint);
+                let address = if family == "IPv4" { v4 } else { v6 };
                 let _ = writeln!(
                     text,
                     "- {{addresses: [\"{address}\"], nodeName: node{node}, \
@@ -230,6 +234,17 @@ impl Stage {
             }
         }
         text
+    }
+
+    /// The node and the addresses of an endpoint, IPv4 first.
+    fn endpoint(&self, name: &str) -> (usize, [IpAddr; 2]) {
+        if let Some((node, pod)) = self.pods.get(name) {
+            return (*node, [pod.v4().into(), pod.v6().into()]);
+        }
+        let mut nodes = 0..self.lab.nodes().len();
+        let node = nodes.find(|node| name == format!("node{node}"));
+        let node = node.unwrap_or_else(|| panic!("the stage has no pod or node {name}"));
+        (node, self.lab.node_addresses(node))
     }
 
     /// Starts an agent on every node and waits until each serves everything that was applied.
@@ -256,6 +271,15 @@ impl Stage {
         self.client.place().namespace().ip_batch(&format!(
             "route add 10.96.0.0/16 via {v4}\nroute add 198.51.100.0/24 via {v4}\n\
              route add fd00:10:96::/112 via {v6}\nroute add 2001:db8:51::/64 via {v6}\n"
+        ))
+    }
+
+    /// Gives node `number` a default route, by way of the outside client: without any route the
+    /// kernel refuses to send to a ClusterIP before anybody sees the packet.
+    pub fn route_default(&self, number: usize) -> Result<()> {
+        let (v4, v6) = (self.client.v4(), self.client.v6());
+        self.lab.node(number).namespace().ip_batch(&format!(
+            "route add default via {v4}\nroute add default via {v6}\n"
         ))
     }
 

@@ -305,7 +305,7 @@ impl Pair {
         let expected = match verdict {
             Verdict::Continue => -1,
             Verdict::Drop => 2,
-            Verdict::Answer => 7,
+            Verdict::Answer | Verdict::Route | Verdict::Deliver => 7,
         };
         self.compared += 1;
         ensure!(

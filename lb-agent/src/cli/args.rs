@@ -136,7 +136,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "DIR")]
     pub bpffs: Option<PathBuf>,
 
-    /// Which devices get the packet programs: `auto` (all but loopback) or name patterns
+    /// Which devices get the packet programs: `auto` (all) or name patterns
     /// [default: auto].
     #[arg(long, value_name = "auto|GLOB,…")]
     pub devices: Option<Devices>,

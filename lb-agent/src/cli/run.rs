@@ -4,7 +4,7 @@ use crate::app::{self, Snapshot};
 use crate::cli::args::RunArgs;
 use crate::cli::presence::{self, Presence};
 use crate::cli::troubles;
-use crate::cli::values::{EndpointsApi, LogFormat, SocketLoadBalancing};
+use crate::cli::values::{EndpointsApi, LogFormat};
 use crate::config::{Settings, SourceSettings, watch as file_watch};
 use crate::datapath::{Reader, StartError};
 use crate::model::State;
@@ -94,10 +94,6 @@ pub async fn run(settings: Settings, typed: RunArgs) -> anyhow::Result<()> {
         tables: PinnedTables(settings.bpffs.clone()),
         snapshot: snapshots.clone(),
         source_problems,
-        not_served: not_served(&settings)
-            .iter()
-            .map(|(name, _)| *name)
-            .collect(),
         healthz: Answers::default(),
         livez: Answers::default(),
     });
@@ -173,27 +169,6 @@ fn announce(settings: &Settings) {
     );
     for remark in &settings.remarks {
         tracing::warn!("{}", remark.sentence);
-    }
-    for (_, sentence) in not_served(settings) {
-        tracing::info!("not yet served: {sentence}");
-    }
-}
-
-/// What this configuration leaves to others: a name for metrics and a sentence for people.
-fn not_served(settings: &Settings) -> Vec<(&'static str, &'static str)> {
-    if settings.socket_load_balancing == SocketLoadBalancing::Off {
-        vec![(
-            "node_clients",
-            "packets made on this node that meet no socket hook are not balanced, which with \
-             socketLoadBalancing off are all connections of the node's own processes; pods and \
-             outside clients are served on the packet path",
-        )]
-    } else {
-        vec![(
-            "node_clients_without_socket_hook",
-            "packets made on this node that meet no socket hook (raw sockets, clients inside the \
-             kernel) are not balanced",
-        )]
     }
 }
 

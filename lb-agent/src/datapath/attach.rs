@@ -7,6 +7,7 @@ use super::clsact;
 use super::directory::{Direction, Directory};
 use super::error::StartError;
 use super::load::Programs;
+use super::loopback;
 use super::options::{Devices, TcAttach};
 use super::sys::{self, Target};
 use crate::net::Device;
@@ -70,13 +71,37 @@ pub(super) const SOCKET_HOOKS: [(&str, &str, bpf_attach_type); 10] = [
     ),
 ];
 
-/// The tc program for a device, with and without Ethernet header.
-pub(super) const fn tc_program(direction: Direction, ethernet: bool) -> &'static str {
-    match (direction, ethernet) {
-        (Direction::Ingress, true) => "tc_ingress",
-        (Direction::Ingress, false) => "tc_ingress_l3",
-        (Direction::Egress, true) => "tc_egress",
-        (Direction::Egress, false) => "tc_egress_l3",
+/// What kind of device it is to the packet path: each has programs of its own.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Link {
+    /// With Ethernet headers.
+    Ethernet,
+    /// Packets begin with their IP header.
+    Ip,
+    /// The loopback device.
+    Loopback,
+}
+
+impl Link {
+    const fn of(device: &Device) -> Self {
+        if device.loopback {
+            Self::Loopback
+        } else if device.ethernet {
+            Self::Ethernet
+        } else {
+            Self::Ip
+        }
+    }
+}
+
+/// The tc program for a device.
+pub(super) const fn tc_program(direction: Direction, link: Link) -> &'static str {
+    match (direction, link) {
+        (Direction::Ingress, Link::Ethernet) => "tc_ingress",
+        (Direction::Ingress, Link::Ip) => "tc_ingress_l3",
+        (Direction::Ingress, Link::Loopback) => "tc_loopback",
+        (Direction::Egress, Link::Ethernet | Link::Loopback) => "tc_egress",
+        (Direction::Egress, Link::Ip) => "tc_egress_l3",
     }
 }
 
@@ -164,8 +189,8 @@ pub struct DeviceProblem {
 /// How a device carries the programs.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Carried {
-    /// It has Ethernet headers.
-    pub(super) ethernet: bool,
+    /// Which programs it has.
+    pub(super) link: Link,
     /// By TCX links, else by clsact filters.
     pub(super) tcx: bool,
 }
@@ -197,7 +222,7 @@ impl Attached {
         let mut problems = Vec::new();
         let wanted: Vec<&Device> = present
             .iter()
-            .filter(|device| !device.loopback && self.wants(&device.name))
+            .filter(|device| self.wants(&device.name))
             .collect();
         let indexes: HashSet<u32> = wanted.iter().map(|device| device.index).collect();
         for (device, carried) in std::mem::take(&mut self.devices) {
@@ -213,7 +238,7 @@ impl Attached {
         sweep(directory, &indexes)?;
         for device in wanted {
             let before = self.devices.get(&device.index);
-            if before.is_some_and(|carried| carried.ethernet == device.ethernet) {
+            if before.is_some_and(|carried| carried.link == Link::of(device)) {
                 continue;
             }
             match self.attach(directory, programs, device) {
@@ -222,7 +247,7 @@ impl Attached {
                     self.devices.insert(
                         device.index,
                         Carried {
-                            ethernet: device.ethernet,
+                            link: Link::of(device),
                             tcx,
                         },
                     );
@@ -269,6 +294,9 @@ impl Attached {
         programs: &Programs,
         device: &Device,
     ) -> io::Result<bool> {
+        if device.loopback {
+            loopback::accept_own(device.index)?;
+        }
         if self.mode != TcAttach::Clsact {
             match attach_tcx(directory, programs, device) {
                 Ok(()) => {
@@ -283,7 +311,7 @@ impl Attached {
             }
         }
         for direction in Direction::BOTH {
-            let name = tc_program(direction, device.ethernet);
+            let name = tc_program(direction, Link::of(device));
             if let Some(program) = programs.get(name) {
                 clsact::attach(device.index, direction, program)?;
             }
@@ -297,7 +325,7 @@ impl Attached {
 
 fn attach_tcx(directory: &Directory, programs: &Programs, device: &Device) -> io::Result<()> {
     for direction in Direction::BOTH {
-        let name = tc_program(direction, device.ethernet);
+        let name = tc_program(direction, Link::of(device));
         let Some(program) = programs.get(name) else {
             continue;
         };

@@ -5,13 +5,10 @@
 //! there. Spoken over a netlink socket of our own: aya's way needs names and forgets links.
 
 use super::directory::Direction;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, connect, recv, send,
-    socket,
-};
+use super::netlink::{Message, NLM_F_ACK, NLM_F_DUMP, Socket};
 use std::io;
 use std::ops::RangeInclusive;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// Behind filters that people put first (1), before those that put themselves last. One of several,
 /// as a priority that somebody else uses for another kind of filter is closed to us.
@@ -25,14 +22,9 @@ const RTM_DELQDISC: u16 = 37;
 const RTM_NEWTFILTER: u16 = 44;
 const RTM_DELTFILTER: u16 = 45;
 const RTM_GETTFILTER: u16 = 46;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-const NLM_F_DUMP: u16 = 0x300;
 const NLM_F_REPLACE: u16 = 0x100;
 const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_CREATE: u16 = 0x400;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
 const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
 const TCA_BPF_FD: u16 = 6;
@@ -51,93 +43,16 @@ const fn parent(direction: Direction) -> u32 {
     }
 }
 
-/// A request about a device's traffic control.
-struct Message(Vec<u8>);
-
-impl Message {
-    fn new(kind: u16, flags: u16, device: u32, handle: u32, parent: u32, info: u32) -> Self {
-        let mut bytes = Vec::with_capacity(128);
-        bytes.extend_from_slice(&0_u32.to_ne_bytes());
-        bytes.extend_from_slice(&kind.to_ne_bytes());
-        bytes.extend_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
-        // Sequence number and port: one request at a time on a connected socket needs neither.
-        bytes.extend_from_slice(&[0; 8]);
-        bytes.extend_from_slice(&[0; 4]);
-        for word in [device, handle, parent, info] {
-            bytes.extend_from_slice(&word.to_ne_bytes());
-        }
-        Self(bytes)
+/// A request about a device's traffic control: a `struct tcmsg`.
+fn message(kind: u16, flags: u16, device: u32, handle: u32, parent: u32, info: u32) -> Message {
+    let mut header = [0; 20];
+    for (place, word) in header[4..]
+        .chunks_exact_mut(4)
+        .zip([device, handle, parent, info])
+    {
+        place.copy_from_slice(&word.to_ne_bytes());
     }
-
-    fn attribute(&mut self, kind: u16, payload: &[u8]) -> &mut Self {
-        let length = u16::try_from(4 + payload.len()).unwrap_or(u16::MAX);
-        self.0.extend_from_slice(&length.to_ne_bytes());
-        self.0.extend_from_slice(&kind.to_ne_bytes());
-        self.0.extend_from_slice(payload);
-        self.0.resize(self.0.len().next_multiple_of(4), 0);
-        self
-    }
-
-    fn finish(mut self) -> Vec<u8> {
-        let length = u32::try_from(self.0.len()).unwrap_or(u32::MAX);
-        self.0[..4].copy_from_slice(&length.to_ne_bytes());
-        self.0
-    }
-}
-
-/// A conversation with the kernel's traffic control.
-struct Socket(OwnedFd);
-
-impl Socket {
-    fn open() -> io::Result<Self> {
-        let fd = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkRoute,
-        )?;
-        connect(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
-        Ok(Self(fd))
-    }
-
-    /// Sends a request and waits for its acknowledgement.
-    fn request(&self, message: Message) -> io::Result<()> {
-        self.exchange(message, |_| {})
-    }
-
-    /// Sends a request and hands the type of every answer to `each` until the last.
-    fn exchange(&self, message: Message, mut each: impl FnMut(u16)) -> io::Result<()> {
-        send(self.0.as_raw_fd(), &message.finish(), MsgFlags::empty())?;
-        let mut buffer = vec![0; 32 * 1024];
-        loop {
-            let length = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-            let mut rest = &buffer[..length];
-            while let Some((kind, payload, after)) = next_message(rest) {
-                rest = after;
-                match kind {
-                    NLMSG_DONE => return Ok(()),
-                    NLMSG_ERROR => {
-                        let code = payload.first_chunk().map_or(0, |c| i32::from_ne_bytes(*c));
-                        return if code == 0 {
-                            Ok(())
-                        } else {
-                            Err(io::Error::from_raw_os_error(-code))
-                        };
-                    }
-                    other => each(other),
-                }
-            }
-        }
-    }
-}
-
-/// Splits the first message off: its type, its payload and what follows.
-fn next_message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
-    let length = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
-    let kind = u16::from_ne_bytes([*bytes.get(4)?, *bytes.get(5)?]);
-    let payload = bytes.get(16..length)?;
-    let next = length.next_multiple_of(4).min(bytes.len());
-    Some((kind, payload, &bytes[next..]))
+    Message::new(kind, flags, &header)
 }
 
 fn filter_info(priority: u32) -> u32 {
@@ -148,13 +63,13 @@ fn filter_info(priority: u32) -> u32 {
 pub(super) fn attach(device: u32, direction: Direction, program: BorrowedFd<'_>) -> io::Result<()> {
     let netlink = Socket::open()?;
     let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
-    let mut qdisc = Message::new(RTM_NEWQDISC, flags, device, CLSACT_HANDLE, TC_H_CLSACT, 0);
+    let mut qdisc = message(RTM_NEWQDISC, flags, device, CLSACT_HANDLE, TC_H_CLSACT, 0);
     qdisc.attribute(TCA_KIND, b"clsact\0");
     match netlink.request(qdisc) {
         Err(error) if error.raw_os_error() != Some(libc::EEXIST) => return Err(error),
         _ => {}
     }
-    let mut options = Message(Vec::new());
+    let mut options = Message::nested();
     let name = format!("lb_{}\0", direction.name());
     options
         .attribute(TCA_BPF_FD, &program.as_raw_fd().to_ne_bytes())
@@ -167,7 +82,7 @@ pub(super) fn attach(device: u32, direction: Direction, program: BorrowedFd<'_>)
             remove(&netlink, device, direction, priority)?;
             continue;
         }
-        let mut filter = Message::new(
+        let mut filter = message(
             RTM_NEWTFILTER,
             NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE,
             device,
@@ -177,7 +92,7 @@ pub(super) fn attach(device: u32, direction: Direction, program: BorrowedFd<'_>)
         );
         filter
             .attribute(TCA_KIND, b"bpf\0")
-            .attribute(TCA_OPTIONS, &options.0);
+            .attribute(TCA_OPTIONS, options.payload());
         attached = match netlink.request(filter) {
             Err(error) if error.raw_os_error() != Some(libc::EINVAL) => return Err(error),
             other => other,
@@ -188,7 +103,7 @@ pub(super) fn attach(device: u32, direction: Direction, program: BorrowedFd<'_>)
 
 /// Removes our filter of one priority. True if there was one.
 fn remove(netlink: &Socket, device: u32, direction: Direction, priority: u32) -> io::Result<bool> {
-    let mut filter = Message::new(
+    let mut filter = message(
         RTM_DELTFILTER,
         NLM_F_ACK,
         device,
@@ -216,7 +131,7 @@ fn remove(netlink: &Socket, device: u32, direction: Direction, priority: u32) ->
 pub(super) fn is_attached(device: u32, direction: Direction) -> io::Result<bool> {
     let netlink = Socket::open()?;
     for priority in PRIORITIES {
-        let mut filter = Message::new(
+        let mut filter = message(
             RTM_GETTFILTER,
             NLM_F_ACK,
             device,
@@ -246,7 +161,7 @@ pub(super) fn detach(device: u32) -> io::Result<bool> {
         }
     }
     if found && !has_filters(&netlink, device)? {
-        let mut qdisc = Message::new(
+        let mut qdisc = message(
             RTM_DELQDISC,
             NLM_F_ACK,
             device,
@@ -263,7 +178,7 @@ pub(super) fn detach(device: u32) -> io::Result<bool> {
 fn has_filters(netlink: &Socket, device: u32) -> io::Result<bool> {
     let mut found = false;
     for direction in Direction::BOTH {
-        let dump = Message::new(RTM_GETTFILTER, NLM_F_DUMP, device, 0, parent(direction), 0);
+        let dump = message(RTM_GETTFILTER, NLM_F_DUMP, device, 0, parent(direction), 0);
         netlink.exchange(dump, |kind| found |= kind == RTM_NEWTFILTER)?;
     }
     Ok(found)

@@ -10,7 +10,7 @@ pub const DEFAULT_DIRECTORY: &str = "/sys/fs/bpf/lb-agent";
 /// Which devices carry the packet path. Loopback never does.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Devices {
-    /// Every device but loopback.
+    /// Every device.
     Auto,
     /// Devices whose name matches one of these patterns (`*` and `?`).
     Globs(Vec<String>),

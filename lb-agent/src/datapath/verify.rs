@@ -44,7 +44,7 @@ pub(super) fn lost(
     let mut lost = Vec::new();
     for (device, carried) in attached.carried() {
         for direction in Direction::BOTH {
-            let Some(program) = programs.get(tc_program(direction, carried.ethernet)) else {
+            let Some(program) = programs.get(tc_program(direction, carried.link)) else {
                 continue;
             };
             let checked = if carried.tcx {

@@ -87,8 +87,6 @@ pub struct NodeMetrics<T> {
     pub snapshot: watch::Receiver<Snapshot>,
     /// What the source cannot take now, by kind of problem.
     pub source_problems: watch::Receiver<BTreeMap<&'static str, u64>>,
-    /// What this configuration leaves to others.
-    pub not_served: Vec<&'static str>,
     /// Answers of `/healthz`.
     pub healthz: Answers,
     /// Answers of `/livez`.
@@ -133,9 +131,8 @@ impl<T> NodeMetrics<T> {
         )?;
         let mut not_served: BTreeMap<&str, u64> = BTreeMap::new();
         let snapshot = self.snapshot.borrow();
-        let asked_for = snapshot.not_served.iter().map(|one| one.reason.as_str());
-        for what in self.not_served.iter().copied().chain(asked_for) {
-            *not_served.entry(what).or_default() += 1;
+        for one in &snapshot.not_served {
+            *not_served.entry(one.reason.as_str()).or_default() += 1;
         }
         write(
             encoder,

@@ -82,7 +82,6 @@ fn fixture(tables: Option<Reading>, said: Snapshot) -> Fixture {
         tables: Tables(tables),
         snapshot: snapshot_seen,
         source_problems,
-        not_served: vec!["sctp"],
         healthz: Answers::default(),
         livez: Answers::default(),
     });
@@ -122,7 +121,6 @@ fn services_are_counted_by_path() {
         r#"lb_table_entries{table="lb_flows"} 10"#.to_owned(),
         r#"lb_refused_objects{reason="loopback_endpoint"} 1"#.to_owned(),
         r#"lb_source_problems{problem="unparsable"} 1"#.to_owned(),
-        r#"lb_not_served{what="sctp"} 1"#.to_owned(),
         "kubeproxy_sync_proxy_rules_duration_seconds_count 1".to_owned(),
         r#"kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="0.001"} 1"#.to_owned(),
         r#"kubeproxy_network_programming_duration_seconds_bucket{le="0.005"} 1"#.to_owned(),

@@ -51,8 +51,12 @@ impl FlowState {
     /// device is known.
     pub const WANTS_SNAT: u16 = 1 << 4;
     /// The client keeps its address and gets another port only: two frontends of one backend were
-    /// asked from one client port, and the replies could not be told apart.
+    /// asked from one client port, and the replies could not be told apart. (Of the node's own
+    /// clients a loopback address is replaced as well.)
     pub const SNAT_PORT_ONLY: u16 = 1 << 5;
+    /// The client is the node itself: its packets are translated as they leave and sent on from
+    /// there; no hook follows where its replies arrive, so both their ends are translated at once.
+    pub const OF_NODE: u16 = 1 << 6;
 }
 
 /// Index into the `lb_snat_pool` table, which holds the addresses flows are SNATed to. Zero: none.
@@ -97,7 +101,8 @@ pub struct Flow {
     pub state: u16,
     /// The SNAT source port, zero until it is chosen.
     pub snat_port: Port,
-    /// The SNAT source address; unset until chosen and with [`FlowState::SNAT_PORT_ONLY`].
+    /// The SNAT source address; unset until chosen, and where [`FlowState::SNAT_PORT_ONLY`]
+    /// says so.
     pub snat_address: SnatAddressIndex,
     /// When a packet was last seen.
     pub seen: Tick,

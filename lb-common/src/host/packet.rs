@@ -3,7 +3,9 @@
 use super::{HostEnv, HostTables};
 use crate::addr::Endpoint;
 use crate::flow::{FlowTable, Flows, HostBuckets};
-use crate::packet::{Covers, Failed, Family, Packet, Scratch, World, egress, in_stages, ingress};
+use crate::packet::{
+    Covers, Failed, Family, Packet, Question, Scratch, World, egress, in_stages, ingress, leaving,
+};
 use crate::table::Config;
 use crate::verdict::Verdict;
 use crate::wire::Difference;
@@ -50,8 +52,27 @@ impl PacketWorld {
 
     /// Treats a packet that leaves by the device `ifindex`.
     pub fn egress(&self, bytes: &mut Vec<u8>, ifindex: u32) -> Verdict {
-        let mut packet = self.packet(bytes, ifindex);
-        in_stages(packet.family(), |stage| egress(stage, &mut packet, self))
+        self.leaves(bytes, ifindex, false)
+    }
+
+    /// Treats a packet that the node itself has made and that leaves by the device `ifindex`.
+    pub fn output(&self, bytes: &mut Vec<u8>, ifindex: u32) -> Verdict {
+        self.leaves(bytes, ifindex, true)
+    }
+
+    fn leaves(&self, bytes: &mut Vec<u8>, ifindex: u32, made_here: bool) -> Verdict {
+        let mut packet = HostPacket {
+            made_here,
+            ..self.packet(bytes, ifindex)
+        };
+        leaving(
+            made_here,
+            packet.family(),
+            |question, stage| match question {
+                Question::Ingress => ingress(stage, &mut packet, self),
+                Question::Egress => egress(stage, &mut packet, self),
+            },
+        )
     }
 
     pub(crate) const fn packet<'a>(
@@ -62,6 +83,7 @@ impl PacketWorld {
         HostPacket {
             bytes,
             ifindex,
+            made_here: false,
             world: self,
         }
     }
@@ -91,6 +113,7 @@ impl World for PacketWorld {
 pub(crate) struct HostPacket<'a> {
     bytes: &'a mut Vec<u8>,
     ifindex: u32,
+    made_here: bool,
     world: &'a PacketWorld,
 }
 
@@ -113,6 +136,10 @@ impl Packet for HostPacket<'_> {
 
     fn device(&self) -> u32 {
         self.ifindex
+    }
+
+    fn is_made_here(&self) -> bool {
+        self.made_here
     }
 
     fn read<T: FromBytes + Copy, const AT: usize>(&self) -> Option<T> {

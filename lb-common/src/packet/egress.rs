@@ -34,7 +34,7 @@ pub fn egress<P: Packet, W: World>(stage: Stage, packet: &mut P, world: &W) -> N
             Some(mut headers) => open(packet, world, config, &mut headers),
             None => Next::Continue,
         },
-        Stage::Begin | Stage::Refuse => Next::Continue,
+        Stage::Begin | Stage::Refuse | Stage::Return => Next::Continue,
     }
 }
 
@@ -175,11 +175,27 @@ fn reply<P: Packet, W: World>(
     headers: &mut Headers,
     flow: &Flow,
 ) -> Next {
+    note_reply(packet, world, config, headers, flow);
+    match replace_source(packet, world, headers, &flow.frontend) {
+        // The node's own backend answers the node's own client.
+        Next::Continue if flow.state & FlowState::OF_NODE != 0 => Next::Deliver,
+        next => next,
+    }
+}
+
+/// Notes and counts a reply.
+#[inline(always)]
+pub(super) fn note_reply<P: Packet, W: World>(
+    packet: &P,
+    world: &W,
+    config: &Config,
+    headers: &Headers,
+    flow: &Flow,
+) {
     world
         .flows(config)
         .note(flow, state_after_reply(headers.flags), world.env().now());
     count(world.tables(), packet, headers, flow.backend);
-    replace_source(packet, world, headers, &flow.frontend)
 }
 
 /// A reply to a flow that has the client's address and another port: both ends are translated.
@@ -208,7 +224,7 @@ fn reply_to_other_port<P: Packet, W: World>(
 }
 
 #[inline(always)]
-fn replace_source<P: Packet, W: World>(
+pub(super) fn replace_source<P: Packet, W: World>(
     packet: &mut P,
     world: &W,
     headers: &mut Headers,

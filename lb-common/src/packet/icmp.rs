@@ -10,10 +10,10 @@
 //! ```
 
 use super::parse::{Thorough, thorough};
-use super::{Covers, Failed, Headers, Next, Packet, World, snat};
+use super::{Covers, Failed, Headers, Next, Packet, World, node, snat};
 use crate::addr::{Addr, Endpoint, Protocol};
 use crate::env::{PacketTables, Tables};
-use crate::flow::{FlowState, Flows};
+use crate::flow::{Flow, FlowState, Flows};
 use crate::table::Config;
 use crate::verdict::Reason;
 use crate::wire::{Difference, Icmp, Ipv4, Ipv6, Ports, Tcp, Udp, icmpv4, icmpv6};
@@ -28,6 +28,8 @@ struct Translation {
     from: Addr,
     /// The error's destination.
     to: Addr,
+    /// What becomes of the error.
+    next: Next,
 }
 
 /// Treats an ICMP packet that has arrived.
@@ -94,6 +96,9 @@ fn arriving<W: World>(
     if snat::is_snat_port(config, quoted.source.port)
         && let Some(flow) = flows.by_alias(&quoted.source, &quoted.destination, quoted.protocol)
     {
+        if flow.state & FlowState::OF_NODE != 0 {
+            return Some(about_request(&flow));
+        }
         // A flow that kept the client's address is translated in one step at egress.
         if flow.state & FlowState::SNAT_PORT_ONLY != 0 {
             return None;
@@ -103,13 +108,14 @@ fn arriving<W: World>(
             destination: quoted.destination,
             from: error.source.addr,
             to: flow.client.addr,
+            next: Next::Continue,
         });
     }
     let flow = flows.by_frontend(&quoted.destination, &quoted.source, quoted.protocol)?;
     let backend = world.tables().backend(flow.backend)?;
     let mut client = quoted.destination;
     if flow.state & FlowState::SNAT_PORT_ONLY != 0 {
-        client.port = flow.snat_port;
+        client = snat::end_at_ingress(world.tables(), &flow, &client)?;
     }
     Some(Translation {
         source: Endpoint {
@@ -119,7 +125,20 @@ fn arriving<W: World>(
         destination: client,
         from: error.source.addr,
         to: backend.addr,
+        next: node::after_error(&flow, false),
     })
+}
+
+/// Translates an error about a request on its way to its client.
+#[inline(always)]
+const fn about_request(flow: &Flow) -> Translation {
+    Translation {
+        source: flow.client,
+        destination: flow.frontend,
+        from: flow.frontend.addr,
+        to: flow.client.addr,
+        next: node::after_error(flow, true),
+    }
 }
 
 #[inline(always)]
@@ -140,10 +159,8 @@ fn leaving<W: World>(
     }
     if let Some(flow) = flow {
         return Some(Translation {
-            source: flow.client,
-            destination: flow.frontend,
-            from: flow.frontend.addr,
             to: error.destination.addr,
+            ..about_request(&flow)
         });
     }
     // About a reply.
@@ -160,6 +177,7 @@ fn leaving<W: World>(
         },
         from: addr,
         to: error.destination.addr,
+        next: Next::Continue,
     })
 }
 
@@ -178,7 +196,7 @@ fn apply<P: Packet, W: World>(
         return Next::Drop;
     }
     world.tables().count(Reason::IcmpErrorTranslated);
-    Next::Continue
+    translation.next
 }
 
 /// Rewrites the quoted packet with its checksums, as far as they are there; returns how much the

@@ -2,7 +2,10 @@
 //! end of a flow.
 
 use super::parse::{Ordinary, Thorough, ordinary_v4, ordinary_v6, thorough};
-use super::{Headers, Next, Packet, Part, Stage, World, fragment, icmp, nat, open, reject, snat};
+use super::{
+    Failed, Headers, Next, Packet, Part, Stage, World, fragment, icmp, nat, node, open, reject,
+    snat,
+};
 use crate::addr::{Addr, Endpoint, Protocol, ServiceId, Tick};
 use crate::balance::may_be_unserved;
 use crate::env::{Env, PacketTables, Tables};
@@ -42,6 +45,10 @@ pub fn ingress<P: Packet, W: World>(stage: Stage, packet: &mut P, world: &W) -> 
         Stage::Refuse => match kept(world) {
             Some(headers) => reject::answer(packet, &headers),
             None => Next::Drop,
+        },
+        Stage::Return => match kept(world) {
+            Some(mut headers) => node::returned(packet, world, config, &mut headers),
+            None => Next::Continue,
         },
     }
 }
@@ -241,11 +248,10 @@ pub(super) fn translate<P: Packet, W: World>(
     // could not be told from one of the other flow.
     let mut replaced = Ok(());
     if flow.state & FlowState::SNAT_PORT_ONLY != 0 {
-        let end = Endpoint {
-            addr: headers.source.addr,
-            port: flow.snat_port,
+        replaced = match snat::end_at_ingress(tables, flow, &headers.source) {
+            Some(end) => nat::replace_source(packet, headers, &end),
+            None => Err(Failed),
         };
-        replaced = nat::replace_source(packet, headers, &end);
     }
     let segments = u64::from(packet.segments());
     tables.count_service(service, |counters| {
@@ -255,6 +261,9 @@ pub(super) fn translate<P: Packet, W: World>(
     if replaced.is_err() || nat::replace_destination(packet, headers, backend).is_err() {
         tables.count(Reason::RewriteFailed);
         return Next::Drop;
+    }
+    if flow.state & FlowState::OF_NODE != 0 {
+        return Next::Route;
     }
     Next::Continue
 }
@@ -272,6 +281,9 @@ fn reply<P: Packet, W: World>(
         world
             .flows(config)
             .by_alias(&headers.destination, &headers.source, headers.protocol)?;
+    if flow.state & FlowState::OF_NODE != 0 {
+        return Some(keep(world, headers, Next::Return));
+    }
     // A flow that kept the client's address is translated back in one step at egress.
     if flow.state & FlowState::SNAT_PORT_ONLY == 0
         && nat::replace_destination(packet, headers, &flow.client).is_err()

@@ -3,7 +3,7 @@
 //! Two questions, asked at the two hooks of a device, are answered here: [`ingress()`] (DNAT of
 //! requests, un-SNAT of replies) and [`egress()`] (SNAT of requests, un-DNAT of replies). In
 //! between, the packet crosses the kernel's own routing as an ordinary packet between client and
-//! backend. Both are idempotent: what an earlier hook has rewritten finds no flow here. Each is made
+//! backend. What the node itself makes meets no ingress: it is asked both questions as it leaves. Both are idempotent: what an earlier hook has rewritten finds no flow here. Each is made
 //! of [`Stage`]s, of which an ordinary packet of a known flow needs the first only.
 //!
 //! Packets are reached through [`Packet`] only, the world through [`World`]. What a kernel's packet
@@ -14,6 +14,7 @@ mod fragment;
 mod icmp;
 mod ingress;
 mod nat;
+mod node;
 mod open;
 mod parse;
 mod reject;
@@ -25,7 +26,7 @@ mod tests;
 pub use egress::egress;
 pub use ingress::ingress;
 pub use parse::{Family, Headers, Part};
-pub use stage::{Next, Scratch, Stage, in_stages};
+pub use stage::{Next, Question, Scratch, Stage, in_stages, leaving};
 
 use crate::addr::{Endpoint, Protocol};
 use crate::env::{Env, PacketTables};
@@ -61,6 +62,8 @@ pub trait Packet {
     fn segments(&self) -> u32;
     /// The device it comes from (ingress) or leaves by (egress).
     fn device(&self) -> u32;
+    /// True if the node itself has made it: it leaves without ever having arrived.
+    fn is_made_here(&self) -> bool;
     /// Reads `T` at a fixed offset: the quick way, for the headers of ordinary packets.
     fn read<T: FromBytes + Copy, const AT: usize>(&self) -> Option<T>;
     /// Reads `T` anywhere.

@@ -1,7 +1,7 @@
 //! The first packet of a conversation: balance, begin a flow.
 
 use super::ingress::translate;
-use super::{Headers, Next, Packet, Part, Scratch, World, snat};
+use super::{Headers, Next, Packet, Part, Scratch, World, node, snat};
 use crate::addr::{Endpoint, Protocol, ServiceId};
 use crate::balance::{
     Asker, Client, Decision, Origin, Unserved, decide, find_frontend, is_hairpin, unserved,
@@ -21,6 +21,10 @@ pub(super) fn choose<P: Packet, W: World>(
     headers: &Headers,
 ) -> Next {
     let tables = world.tables();
+    if headers.destination.addr.is_loopback() && !packet.is_made_here() {
+        // A martian: node ports on loopback addresses are for the node itself only.
+        return Next::Continue;
+    }
     let Some(frontend) = find_frontend(tables, config, &headers.destination, headers.protocol)
     else {
         return without_frontend(tables, config, headers);
@@ -39,7 +43,7 @@ pub(super) fn choose<P: Packet, W: World>(
     if matches!(headers.part, Part::Later) {
         return Next::Continue;
     }
-    balance(world, config, headers, &frontend)
+    balance(packet, world, config, headers, &frontend)
 }
 
 /// First packets to the addresses of services that are nobody's frontends.
@@ -63,11 +67,20 @@ fn without_frontend(tables: &impl Tables, config: &Config, headers: &Headers) ->
 }
 
 #[inline(always)]
-fn balance<W: World>(world: &W, config: &Config, headers: &Headers, frontend: &Frontend) -> Next {
+fn balance<P: Packet, W: World>(
+    packet: &P,
+    world: &W,
+    config: &Config,
+    headers: &Headers,
+    frontend: &Frontend,
+) -> Next {
     let tables = world.tables();
     let source = headers.source.addr;
     let asker = Asker {
-        origin: Origin::of_packet(tables, config, &source),
+        origin: match Origin::of_packet(tables, config, &source) {
+            Origin::Other if packet.is_made_here() => Origin::Node,
+            origin => origin,
+        },
         client: Some(Client::Address(source)),
         source,
     };
@@ -128,6 +141,9 @@ pub(super) fn begin<P: Packet, W: World>(
         }
         state = FlowState::WANTS_SNAT | FlowState::SNAT_PORT_ONLY;
     }
+    if packet.is_made_here() {
+        state = node::state_of_own(state, &headers.source.addr);
+    }
     let new = NewFlow {
         client: headers.source,
         frontend: headers.destination,
@@ -161,7 +177,14 @@ pub(super) fn begin<P: Packet, W: World>(
     let flow = if flow.state & FlowState::SNAT_PORT_ONLY == 0 {
         flow
     } else {
-        match snat::reserve_port(world, config, headers, &flow, &endpoint) {
+        match snat::reserve_port(
+            world,
+            config,
+            headers,
+            &flow,
+            &endpoint,
+            packet.is_made_here(),
+        ) {
             Ok(flow) => flow,
             Err(reason) => {
                 tables.count(reason);

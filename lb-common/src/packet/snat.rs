@@ -62,14 +62,9 @@ pub(super) fn masquerade<W: World>(
 ) -> Result<Flow, Reason> {
     let tables = world.tables();
     let v4 = headers.source.addr.is_v4();
-    let index_of = |device| {
-        tables
-            .snat_addresses(device)
-            .map_or(0, |addresses| if v4 { addresses.v4 } else { addresses.v6 })
-    };
-    let mut index = index_of(device);
+    let mut index = address_of(tables, device, v4);
     if index == 0 {
-        index = index_of(0);
+        index = address_of(tables, 0, v4);
     }
     if index == 0 {
         return Err(Reason::SnatNoAddress);
@@ -89,7 +84,31 @@ pub(super) fn masquerade<W: World>(
     )
 }
 
-/// Gives a flow that shares client and backend with another one a source port of its own.
+/// The index of the SNAT address of a device, 0 if it has none; device 0 stands for the node.
+#[inline(always)]
+fn address_of(tables: &impl PacketTables, device: u32, v4: bool) -> u32 {
+    tables
+        .snat_addresses(device)
+        .map_or(0, |addresses| if v4 { addresses.v4 } else { addresses.v6 })
+}
+
+/// The source of a flow that is given another one at ingress ([`FlowState::SNAT_PORT_ONLY`]).
+#[inline(always)]
+pub(super) fn end_at_ingress(
+    tables: &impl PacketTables,
+    flow: &Flow,
+    client: &Endpoint,
+) -> Option<Endpoint> {
+    let addr = match flow.snat_address {
+        SnatAddressIndex(0) => client.addr,
+        SnatAddressIndex(index) => tables.snat_address(index)?,
+    };
+    let port = flow.snat_port;
+    Some(Endpoint { addr, port })
+}
+
+/// Gives a flow that shares client and backend with another one a source port of its own; of the
+/// node's `own` also an address, if it has one that no other machine may see.
 ///
 /// # Errors
 /// Why the packet must be dropped.
@@ -100,16 +119,23 @@ pub(super) fn reserve_port<W: World>(
     headers: &Headers,
     flow: &Flow,
     backend: &Endpoint,
+    own: bool,
 ) -> Result<Flow, Reason> {
     if flow.snat_port.0 != 0 {
         return Ok(*flow);
+    }
+    let tables = world.tables();
+    let (mut wanted, mut index) = (headers.source, 0);
+    if own && wanted.addr.is_loopback() {
+        index = address_of(tables, 0, wanted.addr.is_v4());
+        wanted.addr = tables.snat_address(index).ok_or(Reason::SnatNoAddress)?;
     }
     reserve(
         world,
         config,
         flow,
-        &headers.source,
-        SnatAddressIndex(0),
+        &wanted,
+        SnatAddressIndex(index),
         backend,
         headers.protocol,
     )

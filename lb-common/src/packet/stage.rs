@@ -30,6 +30,17 @@ pub enum Stage {
     Begin,
     /// Ingress: the packet is turned into the refusal of itself.
     Refuse,
+    /// Ingress: a reply to the node itself is translated back.
+    Return,
+}
+
+/// What is asked of a packet.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Question {
+    /// [`ingress`](super::ingress()).
+    Ingress,
+    /// [`egress`](super::egress()).
+    Egress,
 }
 
 /// What a stage has found to be done next.
@@ -55,6 +66,12 @@ pub enum Next {
     Begin = 7,
     /// [`Stage::Refuse`].
     Refuse = 8,
+    /// Done: [`Verdict::Route`].
+    Route = 9,
+    /// Done: [`Verdict::Deliver`].
+    Deliver = 10,
+    /// [`Stage::Return`].
+    Return = 11,
 }
 
 impl Next {
@@ -70,6 +87,9 @@ impl Next {
             6 => Self::Open,
             7 => Self::Begin,
             8 => Self::Refuse,
+            9 => Self::Route,
+            10 => Self::Deliver,
+            11 => Self::Return,
             _ => Self::Continue,
         }
     }
@@ -113,7 +133,9 @@ pub fn in_stages(family: Family, mut run: impl FnMut(Stage) -> Next) -> Verdict 
             next = run(Stage::Parsed);
         }
     }
-    if matches!(next, Next::Open) {
+    if matches!(next, Next::Return) {
+        next = run(Stage::Return);
+    } else if matches!(next, Next::Open) {
         next = run(Stage::Open);
         if matches!(next, Next::Begin) {
             next = run(Stage::Begin);
@@ -124,7 +146,26 @@ pub fn in_stages(family: Family, mut run: impl FnMut(Stage) -> Next) -> Verdict 
     match next {
         Next::Drop => Verdict::Drop,
         Next::Answer => Verdict::Answer,
+        Next::Route => Verdict::Route,
+        Next::Deliver => Verdict::Deliver,
         // A stage never asks for an earlier one.
         _ => Verdict::Continue,
     }
+}
+
+/// Runs the stages of a packet that is about to leave. What the node itself has made has passed no
+/// ingress, so ingress's question comes first, as netfilter's OUTPUT does what PREROUTING did not.
+#[inline(always)]
+pub fn leaving(
+    made_here: bool,
+    family: Family,
+    mut run: impl FnMut(Question, Stage) -> Next,
+) -> Verdict {
+    if made_here {
+        let verdict = in_stages(family, |stage| run(Question::Ingress, stage));
+        if !matches!(verdict, Verdict::Continue) {
+            return verdict;
+        }
+    }
+    in_stages(family, |stage| run(Question::Egress, stage))
 }

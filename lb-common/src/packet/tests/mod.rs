@@ -6,6 +6,7 @@
 mod errors;
 mod flows;
 mod fragments;
+mod node;
 mod refuse;
 mod rewrite;
 mod translate;
@@ -126,6 +127,24 @@ impl Scene {
     #[track_caller]
     fn leaves(&self, mut packet: Vec<u8>, from: &Endpoint, to: &Endpoint) {
         assert_eq!(self.world.egress(&mut packet, DEVICE), Verdict::Continue);
+        assert_ends(&packet, from, to);
+    }
+
+    /// Lets a packet leave that the node has made and demands that it is sent on to this end;
+    /// returns where it seems to come from.
+    #[track_caller]
+    fn is_sent_on(&self, mut packet: Vec<u8>, to: &Endpoint) -> Endpoint {
+        assert_eq!(self.world.output(&mut packet, DEVICE), Verdict::Route);
+        assert_eq!(flaw(&packet), None);
+        let (from, sent_to) = ends(&packet);
+        assert_eq!(sent_to, *to);
+        from
+    }
+
+    /// Lets a packet arrive and demands that the node gets it as one between these ends.
+    #[track_caller]
+    fn is_delivered(&self, mut packet: Vec<u8>, from: &Endpoint, to: &Endpoint) {
+        assert_eq!(self.world.ingress(&mut packet, DEVICE), Verdict::Deliver);
         assert_ends(&packet, from, to);
     }
 

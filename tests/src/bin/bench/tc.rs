@@ -14,6 +14,7 @@ use lb_common::table::{
 };
 use lb_common::verdict::Reason;
 use lb_tests::kernel::{KernelObject, Raw, bench_object_path, object_path, running_features};
+use lb_tests::object::arrived;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use zerocopy::FromZeros;
 
@@ -391,6 +392,7 @@ impl Stage {
             .test_run(TestRunOptions {
                 data_in: Some(&packet),
                 data_out: Some(&mut out),
+                ctx_in: Some(&arrived()),
                 repeat,
                 ..TestRunOptions::new()
             })?;
