@@ -122,6 +122,23 @@ fn take(flavour: Flavour, prebuilt: &Path) -> Result<()> {
 
 /// The cargo command for lb-ebpf with `verb`.
 pub(crate) fn compile(toolchain: &Toolchain, flavour: Flavour, verb: &str) -> Result<Command> {
+    compile_in(
+        toolchain,
+        flavour,
+        verb,
+        &workspace::root(),
+        &flavour.target(),
+    )
+}
+
+/// The same for another copy of the tree, built elsewhere.
+pub(crate) fn compile_in(
+    toolchain: &Toolchain,
+    flavour: Flavour,
+    verb: &str,
+    root: &Path,
+    target: &Path,
+) -> Result<Command> {
     let Toolchain { compiler, linker } = toolchain;
     let mut cargo = Command::new(&compiler.cargo);
     toolchain::clean(&mut cargo);
@@ -157,8 +174,8 @@ pub(crate) fn compile(toolchain: &Toolchain, flavour: Flavour, verb: &str) -> Re
             "bpfel-unknown-none",
         ])
         .arg("--target-dir")
-        .arg(flavour.target())
-        .current_dir(workspace::root().join("lb-ebpf"))
+        .arg(target)
+        .current_dir(root.join("lb-ebpf"))
         .env("RUSTC", &compiler.rustc)
         // -Zbuild-std on a release compiler: the sources beside it are its own.
         .env("RUSTC_BOOTSTRAP", "1")

@@ -6,6 +6,7 @@ mod control_plane;
 mod demo;
 mod elf;
 mod go;
+mod mutants;
 mod run;
 mod second_try;
 mod setup;
@@ -56,6 +57,12 @@ enum Command {
         /// Case files of the schema of shared/cases/kube-proxy.json.
         #[arg(required = true)]
         files: Vec<PathBuf>,
+    },
+    /// Removes conditions of the core, one at a time, and tells which tests notice. Takes an hour.
+    Mutants {
+        /// Only mutants whose name has this in it.
+        #[arg(long, value_name = "WORD")]
+        only: Option<String>,
     },
     /// Measures the packet path and connections; writes JSON and docs/performance.md.
     Bench {
@@ -154,6 +161,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
                 test::cases(&files)
             }
         }
+        Command::Mutants { only } => mutants::run(only.as_deref()),
         Command::Bench { arguments } => build::bench(&arguments),
         Command::Vm(args) => vm::run(&args),
     }
