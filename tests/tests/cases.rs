@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use lb_tests::conformance::deviations::{ALL, Deviation, table};
+use lb_tests::conformance::peers::tests_elsewhere;
 use lb_tests::conformance::{Report, run_content, run_files};
 use serde_json::{Value, json};
 use std::fs;
@@ -140,5 +141,52 @@ fn the_documented_deviations_are_those_of_the_runner() -> Result<()> {
     );
     let printed = Report::default().to_string();
     assert!(printed.contains(&table()), "the runner prints: {printed}");
+    Ok(())
+}
+
+#[test]
+fn cases_of_other_projects_pass_or_name_what_proves_them_or_why_they_do_not_apply() -> Result<()> {
+    for (file, least) in [("cilium.json", 12), ("katran-calico.json", 3)] {
+        let file = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+            .join("conformance/cases")
+            .join(file);
+        let report = run_files(std::iter::once(file.as_path()))?;
+        assert!(report.failed().is_empty(), "{report}");
+        assert!(report.passed() >= least, "{report}");
+        for (id, reason) in report.skipped() {
+            let named = |one: &&Deviation| reason.contains(&format!("deviation {}: ", one.name));
+            let proven = reason.starts_with("what it says is the test ");
+            assert!(proven || ALL.iter().any(named), "{id}: {reason}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_tests_that_are_named_for_cases_of_other_projects_exist() -> Result<()> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut sources = String::new();
+    let mut left: Vec<PathBuf> = [
+        "tests/tests",
+        "lb-common/src",
+        "lb-agent/src",
+        "lb-agent/tests",
+    ]
+    .iter()
+    .map(|dir| root.join(dir))
+    .collect();
+    while let Some(path) = left.pop() {
+        if path.is_dir() {
+            left.extend(fs::read_dir(&path)?.flatten().map(|entry| entry.path()));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            sources += &fs::read_to_string(&path)?;
+        }
+    }
+    for (id, name) in tests_elsewhere() {
+        assert!(
+            sources.contains(&format!("fn {name}(")),
+            "{id}: there is no test {name}"
+        );
+    }
     Ok(())
 }

@@ -10,6 +10,7 @@ mod health;
 mod lifetime;
 mod node;
 mod outcome;
+pub mod peers;
 pub mod replay;
 mod services;
 mod tracking;
@@ -177,6 +178,8 @@ fn id_of(section: &str, index: usize, case: &Value) -> String {
 /// # Errors
 /// Content that has no section of cases at all.
 pub fn run_content(content: &Value, report: &mut Report) -> Result<()> {
+    let translated = peers::translated(content, report);
+    let content = translated.as_ref().unwrap_or(content);
     let sections = content
         .as_object()
         .context("the top level is not an object of sections")?;

@@ -9,7 +9,7 @@ mod verdict;
 mod wiring;
 
 use super::traffic::{self, Case, try_on};
-use super::{Outcome, Report, Section, content_of, id_of, read};
+use super::{Outcome, Report, Section, content_of, id_of, peers, read};
 use anyhow::{Context, Result};
 use serde_json::Value;
 use site::Site;
@@ -55,6 +55,7 @@ pub fn replay_files<'a>(
     let mut report = Report::default();
     for file in files {
         let content = content_of(file)?;
+        let content = peers::translated(&content, &mut report).unwrap_or(content);
         let sections = content
             .as_object()
             .with_context(|| format!("{} is not a case file", file.display()))?;

@@ -20,10 +20,13 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 /// The namespace of the services that tell when the agent is through.
 const MARKERS: &str = "replay";
+/// The range of node ports, unless the agent is told otherwise.
+const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
 /// How long the agent may take to serve a change: only a failing case waits that long.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// One node and its surroundings. Fields drop in order: processes before namespaces.
@@ -89,10 +92,17 @@ impl Site {
             bail!("there are two links");
         };
         give_addresses(&node, &facts.local_ips)?;
-        let mut responders = Vec::new();
-        for (name, place) in [("node", node.place()), ("pods", &pods), ("beyond", &beyond)] {
-            responders.push(responder::start(place, name, ports)?);
-        }
+        // A UDP socket of the node on a node port would be answered instead of the service.
+        let off_range = ports
+            .iter()
+            .copied()
+            .filter(|port| !NODE_PORTS.contains(port));
+        let off_range: BTreeSet<u16> = off_range.collect();
+        let responders = vec![
+            responder::start(node.place(), "node", &off_range)?,
+            responder::start(&pods, "pods", ports)?,
+            responder::start(&beyond, "beyond", ports)?,
+        ];
         let mut api = ApiServer::new(SocketAddr::from(([127, 0, 0, 1], 6443)));
         api.up(node.place())?;
         let cidrs: Vec<String> = options.service_cidrs.iter().map(IpNet::to_string).collect();
@@ -211,7 +221,11 @@ impl Site {
         }
         for new in here.difference(&self.routed) {
             let gateway = gateways[usize::from(new.is_ipv6())];
-            let _ = writeln!(lines, "route add {new} via {gateway}");
+            let _ = writeln!(
+                lines,
+                "route add {new} via {gateway} dev {} onlink",
+                LINKS[0].device
+            );
         }
         if !lines.is_empty() {
             self.node.namespace().ip_batch(&lines)?;

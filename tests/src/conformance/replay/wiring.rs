@@ -67,25 +67,24 @@ pub(super) fn wire(node: &Node, other: &Namespace, link: &Link) -> Result<()> {
          link set {device} up\n"
     ))?;
     other.ip_batch(&format!(
-        "route add default via {node4}\nroute add default via {node6}\n"
+        "route add default via {node4} dev eth0 onlink\nroute add default via {node6} dev eth0 onlink\n"
     ))
 }
 
 /// The node's own addresses, and the way to everything beyond.
 pub(super) fn give_addresses(node: &Node, addresses: &[IpAddr]) -> Result<()> {
     let [v4, v6] = LINKS[1].addresses(2);
-    let mut lines = format!("route add default via {v4}\nroute add default via {v6}\n");
+    let device = LINKS[1].device;
+    let mut lines = format!(
+        "route add default via {v4} dev {device} onlink\nroute add default via {v6} dev {device} onlink\n"
+    );
     for address in addresses {
         let (length, nodad) = if address.is_ipv4() {
             (32, "")
         } else {
             (128, " nodad")
         };
-        let _ = writeln!(
-            lines,
-            "addr add {address}/{length} dev {}{nodad}",
-            LINKS[1].device
-        );
+        let _ = writeln!(lines, "addr add {address}/{length} dev {device}{nodad}");
     }
     node.namespace().ip_batch(&lines)
 }
