@@ -10,6 +10,7 @@ pub mod foreign;
 pub mod island;
 pub mod kernel;
 pub mod link;
+pub mod load;
 pub mod object;
 pub mod paths;
 pub mod pinned;
