@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, anyhow, bail};
 use std::fmt;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::str::FromStr;
 use std::time::Duration;
@@ -97,12 +97,31 @@ pub fn udp_socket(server: SocketAddr) -> Result<UdpSocket> {
     Ok(socket)
 }
 
+/// Asks, and a second time if no answer comes: datagrams are lost on the best of machines, if only
+/// because a neighbour's address is not resolved yet.
+fn ask_twice(server: SocketAddr, ask: impl Fn(&UdpSocket) -> Result<Answer>) -> Result<Answer> {
+    let socket = udp_socket(server)?;
+    socket.set_read_timeout(Some(PATIENCE / 2))?;
+    ask(&socket).or_else(|error| {
+        let cause = error.root_cause().downcast_ref::<io::Error>();
+        if cause.is_some_and(|cause| cause.kind() == io::ErrorKind::WouldBlock) {
+            return ask(&socket).context("asked twice");
+        }
+        Err(error)
+    })
+}
+
 /// Asks over a connected UDP socket with a datagram of `size` bytes.
 pub fn udp_connected(server: SocketAddr, size: usize) -> Result<Answer> {
-    let socket = udp_socket(server)?;
-    socket
-        .connect(server)
-        .with_context(|| format!("cannot connect UDP to {server}"))?;
+    ask_twice(server, |socket| {
+        socket
+            .connect(server)
+            .with_context(|| format!("cannot connect UDP to {server}"))?;
+        ask_connected(socket, server, size)
+    })
+}
+
+fn ask_connected(socket: &UdpSocket, server: SocketAddr, size: usize) -> Result<Answer> {
     socket
         .send(&vec![b'w'; size])
         .with_context(|| format!("cannot send to {server}"))?;
@@ -115,7 +134,7 @@ pub fn udp_connected(server: SocketAddr, size: usize) -> Result<Answer> {
 
 /// Asks over an unconnected UDP socket; the answer must come from the address that was asked.
 pub fn udp_unconnected(server: SocketAddr, size: usize) -> Result<Answer> {
-    ask_datagram(&udp_socket(server)?, server, size)
+    ask_twice(server, |socket| ask_datagram(socket, server, size))
 }
 
 /// Like [`udp_unconnected`] on a socket that may already have talked to others.
