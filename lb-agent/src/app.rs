@@ -1,6 +1,7 @@
 //! The reconcile loop: changes come in, coalesced; the model says what should be served; the plan
 //! says which writes; the datapath writes. What happened is published as a [`Snapshot`].
 
+pub mod account;
 mod agent;
 mod durations;
 mod updates;
@@ -13,11 +14,12 @@ use crate::model::State;
 use crate::model::report::HealthChecks;
 use crate::net;
 use crate::source::Change;
+use account::{Changes, FamilyWork};
 use agent::Agent;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -39,10 +41,14 @@ pub struct Snapshot {
     pub synced: bool,
     /// When the tables were last brought in line.
     pub last_sync: Option<SystemTime>,
-    /// How long it took each time, from the first change taken to the last write.
-    pub sync_duration: Durations,
-    /// From the moment an endpoint changed, as its slice's annotation tells, to the last write.
-    pub programming: Durations,
+    /// How often the tables were brought in line.
+    pub syncs: u64,
+    /// The syncs by family, IPv4 first.
+    pub work: [FamilyWork; 2],
+    /// Changes of Services.
+    pub service_changes: Changes,
+    /// Changes of EndpointSlices.
+    pub endpoint_changes: Changes,
     /// Writes done so far.
     pub writes: u64,
     /// Writes that failed so far; each was tried again.
@@ -96,7 +102,8 @@ pub enum AppError {
 }
 
 /// Runs the agent with a model that knows nothing yet (`state`), until `shutdown` (the dataplane
-/// then stays in place) or until it cannot go on.
+/// then stays in place) or until it cannot go on. Between the end of a sync and the start of the
+/// next lies at least `pause`.
 ///
 /// Blocks on the kernel now and then, so give it a worker of its own (`tokio::spawn` on the
 /// multi-thread runtime is fine).
@@ -105,6 +112,7 @@ pub async fn run(
     state: State,
     changes: mpsc::Receiver<Change>,
     snapshot: watch::Sender<Snapshot>,
+    pause: Duration,
     shutdown: CancellationToken,
 ) -> Result<(), AppError> {
     let facts = net::follow().map_err(AppError::Netlink)?;
@@ -114,7 +122,7 @@ pub async fn run(
         () = shutdown.cancelled() => return Ok(()),
         started = starting => started.map_err(AppError::Broken)??,
     };
-    Agent::new(datapath, planner, state, snapshot)
+    Agent::new(datapath, planner, state, snapshot, pause)
         .run(changes, facts, shutdown)
         .await
 }

@@ -13,7 +13,9 @@ use crate::cli::args::RunArgs;
 use crate::cli::values::{EndpointsApi, LogFormat, PortRange, SocketLoadBalancing, TcAttach};
 use crate::datapath::{Capacity, Devices, Options};
 use crate::model::{self, NodePortAddresses, PodDetection};
+use clap::ValueEnum;
 use ipnet::IpNet;
+use kube_proxy::translate::SYNC_PERIOD;
 use kube_proxy::{DetectLocal, KubeProxy, Mode, Remark, field};
 use lb_common::balance::Algorithm;
 use std::fmt;
@@ -183,6 +185,38 @@ impl Settings {
         document.with_defaults()
     }
 
+    /// The configuration in force, as `/configz` shows it: kube-proxy's, and what is ours alone.
+    pub fn configz(&self) -> serde_json::Value {
+        let source = match &self.source {
+            SourceSettings::Manifests(manifests) => manifests.directory.to_string_lossy(),
+            SourceSettings::Cluster(_) => "cluster".into(),
+        };
+        serde_json::json!({
+            "kubeproxy.config.k8s.io": self.effective(),
+            "lb-agent": {
+                "node": self.node,
+                "source": source,
+                "bpffs": self.bpffs,
+                "cgroupRoot": self.cgroup_root,
+                "devices": match &self.devices {
+                    Devices::Auto => "auto".to_owned(),
+                    Devices::Globs(patterns) => patterns.join(","),
+                },
+                "socketLoadBalancing": name_of(&self.socket_load_balancing),
+                "tcAttach": name_of(&self.tc_attach),
+                "maxFlows": self.max_flows,
+                "takeoverWait": self.takeover_wait.as_secs(),
+                "externalIps": self.external_ips,
+                "serviceNodePortRange": format!("{}-{}", self.node_ports.first, self.node_ports.last),
+            },
+        })
+    }
+
+    /// How long a change may wait before the node counts as unhealthy: twice `syncPeriod`.
+    pub fn late(&self) -> Duration {
+        self.kube_proxy.sync_period.unwrap_or(SYNC_PERIOD) * 2
+    }
+
     /// What the datapath is told.
     pub fn datapath_options(&self) -> Options {
         Options {
@@ -227,6 +261,12 @@ impl Settings {
                 .unwrap_or(Algorithm::RANDOM),
         }
     }
+}
+
+/// A choice as it is typed.
+fn name_of(choice: &impl ValueEnum) -> String {
+    let value = choice.to_possible_value();
+    value.map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
 #[cfg(test)]

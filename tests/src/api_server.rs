@@ -8,7 +8,7 @@ use lb_lab::Place;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -32,6 +32,8 @@ struct State {
     delay: Duration,
     no_watch_list: bool,
     requests: Vec<String>,
+    /// What was created, by path: it is not kept as an object.
+    created: Vec<(String, Value)>,
     connections: Vec<TcpStream>,
 }
 
@@ -206,6 +208,11 @@ impl ApiServer {
         self.state().requests.clone()
     }
 
+    /// What clients have created so far: path and object.
+    pub fn created(&self) -> Vec<(String, Value)> {
+        self.state().created.clone()
+    }
+
     /// How many requests of a resource there were that have all of these words.
     pub fn count(&self, resource: &str, words: &[&str]) -> usize {
         let path = format!("/{resource}?");
@@ -249,7 +256,18 @@ fn serve(shared: &Shared, stream: &TcpStream) -> Option<()> {
         }
         let request = line.split(' ').nth(1)?.replace("%21", "!");
         let request = request.replace("%2F", "/").replace("%3D", "=");
+        let creates = line.starts_with("POST ");
         while lines.read_line(&mut line).ok()? > 2 {}
+        if creates {
+            let length = line.lines().find_map(|header| {
+                let (name, value) = header.split_once(':')?;
+                (name.eq_ignore_ascii_case("content-length")).then(|| value.trim().parse().ok())?
+            })?;
+            let mut body = vec![0; length];
+            lines.read_exact(&mut body).ok()?;
+            create(shared, stream, &request, &body).ok()?;
+            continue;
+        }
         let delay = {
             let mut state = lock();
             state.requests.push(request.clone());
@@ -257,6 +275,23 @@ fn serve(shared: &Shared, stream: &TcpStream) -> Option<()> {
         };
         std::thread::sleep(delay);
         respond(shared, stream, &request).ok()?;
+    }
+}
+
+/// Takes what is created, unless its resource answers with an error.
+fn create(shared: &Shared, stream: &TcpStream, request: &str, body: &[u8]) -> std::io::Result<()> {
+    let object: Value = serde_json::from_slice(body)?;
+    let mut state = shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let path = request.split('?').next().unwrap_or_default().to_owned();
+    let resource = path.rsplit('/').next().unwrap_or_default();
+    let answer = state.answers.get(resource).cloned();
+    if answer.is_none() {
+        state.created.push((path, object.clone()));
+    }
+    drop(state);
+    match answer {
+        Some((code, message)) => error(stream, code, &message),
+        None => whole(stream, 201, &object),
     }
 }
 

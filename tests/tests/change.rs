@@ -66,7 +66,16 @@ impl InProcessAgent {
         })??;
         runtime.spawn(async move {
             let model = State::new(model, facts);
-            if let Err(error) = app::run(options, model, receiver, sender, token).await {
+            if let Err(error) = app::run(
+                options,
+                model,
+                receiver,
+                sender,
+                std::time::Duration::ZERO,
+                token,
+            )
+            .await
+            {
                 eprintln!("{:#}", anyhow!(error));
             }
         });
@@ -88,7 +97,7 @@ impl InProcessAgent {
     fn written(&mut self, after: u64) -> Result<u64> {
         self.runtime.block_on(async {
             loop {
-                let syncs = self.snapshot.borrow_and_update().sync_duration.count();
+                let syncs = self.snapshot.borrow_and_update().syncs;
                 if syncs > after {
                     return Ok(syncs);
                 }
@@ -220,7 +229,7 @@ fn run(mode: SocketMode, stop: &Path) -> Result<()> {
             .clone()
             .wait_for(|snapshot| snapshot.synced)
             .await
-            .map(|s| s.sync_duration.count())
+            .map(|s| s.syncs)
     })?;
     let mut eras = vec![Era {
         sent: 0,

@@ -79,7 +79,7 @@ fn every_resource_of_the_base_is_there_and_parses() -> Result<()> {
 }
 
 #[test]
-fn the_role_reads_and_writes_nothing() -> Result<()> {
+fn the_role_reads_and_writes_events_alone() -> Result<()> {
     let mut resources = BTreeSet::new();
     for document in documents("rbac.yaml")? {
         if document["kind"] != "ClusterRole" {
@@ -87,6 +87,11 @@ fn the_role_reads_and_writes_nothing() -> Result<()> {
         }
         let role: ClusterRole = typed(&document)?;
         for rule in role.rules.context("a role without rules")? {
+            if rule.resources.as_deref() == Some(&["events".to_owned()]) {
+                ensure!(rule.api_groups == Some(vec!["events.k8s.io".to_owned()]));
+                ensure!(rule.verbs == ["create", "patch"], "{:?}", rule.verbs);
+                continue;
+            }
             ensure!(rule.verbs == ["get", "list", "watch"], "{:?}", rule.verbs);
             resources.extend(rule.resources.context("a rule without resources")?);
         }
@@ -163,6 +168,58 @@ fn the_agent_understands_its_arguments_and_its_configuration() -> Result<()> {
     lb_agent::cli::args::parse(&args).map_err(anyhow::Error::msg)?;
     let config = fs::read_to_string(base().join("config.yaml"))?;
     parse_file(&config).map_err(anyhow::Error::msg)?;
+    Ok(())
+}
+
+/// The DaemonSet with a JSON patch of an overlay applied, as kustomize does.
+fn patched(overlay: &str) -> Result<DaemonSet> {
+    let mut set = documents("daemonset.yaml")?.remove(0);
+    for operation in documents(overlay)?[0].as_array().context("no patch")? {
+        let path = operation["path"].as_str().context("no path")?;
+        let (parent, name) = path.rsplit_once('/').context("no parent")?;
+        let parent = set.pointer_mut(parent).context(path.to_owned())?;
+        match operation["op"].as_str() {
+            Some("remove") => {
+                let removed = parent.as_object_mut().and_then(|map| map.remove(name));
+                ensure!(removed.is_some(), "{path} is not there");
+            }
+            Some("replace") => {
+                let place = match parent {
+                    Value::Array(items) => items.get_mut(name.parse::<usize>()?),
+                    other => other.get_mut(name),
+                };
+                *place.with_context(|| format!("{path} is not there"))? =
+                    operation["value"].clone();
+            }
+            other => anyhow::bail!("{other:?} is not used here"),
+        }
+    }
+    typed(&set)
+}
+
+#[test]
+fn kubeadm_s_config_map_is_read_in_place_of_ours() -> Result<()> {
+    let before = pod(daemon_set()?)?;
+    let pod = pod(patched("../kubeadm/daemonset-patch.yaml")?)?;
+    let container = container(&pod)?;
+    let args = container.args.clone().context("no arguments")?;
+    lb_agent::cli::args::parse(&args).map_err(anyhow::Error::msg)?;
+    let config = args.iter().find_map(|arg| arg.strip_prefix("--config="));
+    let config = Path::new(config.context("no configuration")?);
+    let mounts = container.volume_mounts.iter().flatten();
+    let mount = mounts
+        .filter(|mount| config.parent() == Some(Path::new(&mount.mount_path)))
+        .find(|mount| mount.sub_path.is_none());
+    let name = &mount.context("the configuration is not mounted")?.name;
+    let volumes = pod.volumes.iter().flatten();
+    let map = volumes
+        .filter(|volume| volume.name == *name)
+        .find_map(|volume| volume.config_map.as_ref());
+    ensure!(map.is_some_and(|map| map.name == "kube-proxy"), "{map:?}");
+    ensure!(container.env_from.is_none());
+    // Everything else is the base's.
+    ensure!(pod.volumes.iter().flatten().count() == before.volumes.iter().flatten().count());
+    ensure!(container.security_context == before.containers[0].security_context);
     Ok(())
 }
 

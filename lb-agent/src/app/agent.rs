@@ -1,5 +1,6 @@
 //! The agent's state and the loop around it.
 
+use super::account::{Batch, FamilyWork, LocalGaps, families_of, index};
 use super::{AppError, Refusal, Snapshot};
 use crate::datapath::{Datapath, DeviceProblem, memory};
 use crate::model::desired::{Family, ServicePortName};
@@ -52,7 +53,22 @@ pub(super) struct Agent {
     /// When the oldest change behind `ops` came.
     since: Option<Instant>,
     /// When the endpoints behind `ops` changed, as far as their slices tell.
-    triggers: Vec<Timestamp>,
+    triggers: Vec<(Family, Timestamp)>,
+    /// Service ports whose change is not planned yet.
+    dirty: Dirty,
+    /// The least time between the end of a sync and the start of the next.
+    pause: Duration,
+    /// When the last sync ended.
+    ended: Option<Instant>,
+    /// When the oldest of the changes came that wait for the pause to end.
+    held: Option<Instant>,
+    /// When changes that wait for the pause to end are planned.
+    resume: Option<Instant>,
+    /// The families that the writes waiting are of.
+    families: [bool; 2],
+    /// The writes waiting are those of the first sync.
+    full: bool,
+    gaps: LocalGaps,
     /// What happened before is not this process's latency.
     started: Timestamp,
     /// What is to be waited for once `ops` is empty.
@@ -73,6 +89,7 @@ impl Agent {
         planner: Planner,
         state: State,
         snapshot: watch::Sender<Snapshot>,
+        pause: Duration,
     ) -> Self {
         Self {
             node: state.node().clone(),
@@ -84,6 +101,14 @@ impl Agent {
             ops: VecDeque::new(),
             since: None,
             triggers: Vec::new(),
+            dirty: Dirty::new(),
+            pause,
+            ended: None,
+            held: None,
+            resume: None,
+            families: [false; 2],
+            full: false,
+            gaps: LocalGaps::default(),
             started: Timestamp::now(),
             fence: None,
             waiting: None,
@@ -115,6 +140,7 @@ impl Agent {
                     self.retry = self.retry.map(|(_, pause)| (Instant::now(), pause));
                     self.write();
                 }
+                () = sleep_until(self.resume) => self.sync(Instant::now()),
                 change = changes.recv() => {
                     let Some(change) = change else { return Err(AppError::SourceEnded) };
                     self.take_changes(change, &mut changes);
@@ -128,19 +154,55 @@ impl Agent {
     /// Applies this change and whatever else has arrived, and writes what follows from them.
     fn take_changes(&mut self, first: Change, changes: &mut mpsc::Receiver<Change>) {
         let arrived = Instant::now();
-        let mut dirty = self.state.apply(first);
-        for _ in 1..COALESCED {
-            match changes.try_recv() {
-                Ok(change) => dirty.append(&mut self.state.apply(change)),
-                Err(_) => break,
-            }
+        let mut batch = Batch::default();
+        let mut next = Some(first);
+        let mut taken = 0;
+        while let Some(change) = next {
+            batch.count(&change);
+            self.dirty.append(&mut self.state.apply(change));
+            taken += 1;
+            next = (taken < COALESCED)
+                .then(|| changes.try_recv().ok())
+                .flatten();
         }
+        self.note_changes(batch);
         // Nothing is believed, and so nothing removed, before every source is complete once.
         if !self.state.is_complete() {
             return;
         }
+        let may_begin = self.ended.map(|ended| ended + self.pause);
+        match may_begin.filter(|begin| *begin > Instant::now()) {
+            Some(begin) if self.planned => {
+                self.held.get_or_insert(arrived);
+                self.resume = Some(begin);
+            }
+            _ => self.sync(arrived),
+        }
+    }
+
+    /// Counts what came, without waking those who wait for news.
+    fn note_changes(&self, batch: Batch) {
+        let (now, families) = (SystemTime::now(), families_of(&self.dirty));
+        self.snapshot.send_if_modified(|snapshot| {
+            snapshot.service_changes.add(batch.services);
+            snapshot.endpoint_changes.add(batch.endpoints);
+            for (work, _) in touched(&mut snapshot.work, families) {
+                work.queued = Some(now);
+            }
+            false
+        });
+    }
+
+    /// Plans and writes what the changes since the last sync come to.
+    fn sync(&mut self, arrived: Instant) {
+        self.resume = None;
+        let arrived = self.held.take().unwrap_or(arrived);
+        let dirty = std::mem::take(&mut self.dirty);
         let triggers = self.state.take_trigger_times(self.started);
-        self.triggers.extend(triggers.into_values().flatten());
+        for ((_, family), times) in triggers {
+            self.triggers
+                .extend(times.into_iter().map(|at| (family, at)));
+        }
         if *self.state.node() != self.node
             || self.state.options().service_cidrs != self.service_cidrs
         {
@@ -151,13 +213,20 @@ impl Agent {
         }
         let plan = if self.planned {
             if dirty.is_empty() {
-                self.report();
+                self.nothing_to_do();
                 return;
+            }
+            for (family, touched) in self.families.iter_mut().zip(families_of(&dirty)) {
+                *family |= touched;
             }
             self.plan_for(&dirty)
         } else {
-            self.planned = true;
-            self.planner.sync(&self.state.desired_all())
+            (self.planned, self.full, self.families) = (true, true, [true; 2]);
+            let desired = self.state.desired_all();
+            for (name, service) in &desired {
+                self.gaps.update(name, Some(service));
+            }
+            self.planner.sync(&desired)
         };
         self.since.get_or_insert(arrived);
         self.enqueue(plan);
@@ -169,11 +238,26 @@ impl Agent {
             .iter()
             .map(|name| (name, self.state.desired(name)))
             .collect();
+        for (name, service) in &desired {
+            self.gaps.update(name, service.as_ref());
+        }
         self.planner.update(
             desired
                 .iter()
                 .map(|(name, service)| (*name, service.as_ref())),
         )
+    }
+
+    /// What changed, changes nothing that is served.
+    fn nothing_to_do(&mut self) {
+        if self.ops.is_empty() {
+            self.snapshot.send_if_modified(|snapshot| {
+                snapshot.service_changes.pending = 0;
+                snapshot.endpoint_changes.pending = 0;
+                false
+            });
+        }
+        self.report();
     }
 
     /// What was refused for want of room is tried again when room was made.
@@ -248,6 +332,9 @@ impl Agent {
         let triggers = std::mem::take(&mut self.triggers);
         let now = SystemTime::now();
         let health_checks = took.map(|_| Arc::new(self.state.health_checks()));
+        let families = std::mem::take(&mut self.families);
+        let full = std::mem::take(&mut self.full);
+        let gaps = self.gaps.count();
         self.snapshot.send_modify(|snapshot| {
             snapshot.writes += done;
             snapshot.last_error = None;
@@ -256,19 +343,32 @@ impl Agent {
             }
             if let Some(took) = took {
                 snapshot.last_sync = Some(now);
+                snapshot.syncs += 1;
+                snapshot.service_changes.pending = 0;
+                snapshot.endpoint_changes.pending = 0;
                 for updates in &mut snapshot.updates {
                     updates.served(now);
                 }
-                snapshot.sync_duration.observe(took);
-                for at in triggers {
+                for (work, at) in touched(&mut snapshot.work, families) {
+                    work.syncs.observe(took);
+                    let of_kind = if full {
+                        &mut work.full
+                    } else {
+                        &mut work.partial
+                    };
+                    of_kind.observe(took);
+                    work.no_local = gaps[at];
+                }
+                for (family, at) in triggers {
                     // A clock set back in between makes no negative latency.
                     let moment = SystemTime::from(at);
                     let latency = now.duration_since(moment).unwrap_or_default();
-                    snapshot.programming.observe(latency);
+                    snapshot.work[index(family)].programming.observe(latency);
                 }
             }
         });
         if took.is_some() {
+            self.ended = Some(Instant::now());
             if !self.snapshot.borrow().synced {
                 tracing::info!(writes = done, ?writing, ?took, "first sync complete");
                 self.snapshot.send_modify(|snapshot| snapshot.synced = true);
@@ -517,6 +617,15 @@ impl Agent {
             snapshot.devices = devices;
         });
     }
+}
+
+/// The work of these families, and where it stands.
+fn touched(
+    work: &mut [FamilyWork; 2],
+    families: [bool; 2],
+) -> impl Iterator<Item = (&mut FamilyWork, usize)> {
+    let all = work.iter_mut().zip(0..);
+    all.filter(move |(_, at)| families[*at])
 }
 
 fn every(period: Duration) -> Interval {

@@ -1,31 +1,69 @@
-//! How long things took: a histogram for the metrics page.
+//! How long things took: histograms for the metrics page.
 
 use std::time::Duration;
 
-/// Upper bounds of the buckets in seconds: a microsecond's work and a minute's outage are both told
-/// apart.
-const BOUNDS: [f64; 19] = [
-    0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0,
-    60.0, 120.0, 300.0,
+/// Upper bounds of syncs in seconds: kube-proxy's, which double from a millisecond on, and two
+/// finer ones for what usually happens here.
+const SYNCS: [f64; 17] = [
+    0.0005, 0.001, 0.002, 0.004, 0.005, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024,
+    2.048, 4.096, 8.192, 16.384,
 ];
 
+/// kube-proxy's bounds of the programming latency: by the second to a minute, by five seconds to
+/// two, by thirty to five.
+const PROGRAMMING: [f64; 80] = {
+    let mut bounds = [0.25; 80];
+    bounds[1] = 0.5;
+    let (mut at, mut bound) = (2, 1.0);
+    while at < 80 {
+        bounds[at] = bound;
+        bound += if bound < 60.0 {
+            1.0
+        } else if bound < 120.0 {
+            5.0
+        } else {
+            30.0
+        };
+        at += 1;
+    }
+    bounds
+};
+
 /// Observed durations by size.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Durations {
+    bounds: &'static [f64],
     /// Observations by bucket; the last one is for everything above the bounds.
-    counts: [u64; BOUNDS.len() + 1],
+    counts: Vec<u64>,
     sum: f64,
 }
 
 impl Durations {
+    /// None yet, with the bounds of syncs.
+    pub fn of_syncs() -> Self {
+        Self::with(&SYNCS)
+    }
+
+    /// None yet, with the bounds of programming latencies.
+    pub fn of_programming() -> Self {
+        Self::with(&PROGRAMMING)
+    }
+
+    fn with(bounds: &'static [f64]) -> Self {
+        Self {
+            bounds,
+            counts: vec![0; bounds.len() + 1],
+            sum: 0.0,
+        }
+    }
+
     /// Adds one.
     pub fn observe(&mut self, duration: Duration) {
         let seconds = duration.as_secs_f64();
-        let bucket = BOUNDS
-            .iter()
-            .position(|bound| seconds <= *bound)
-            .unwrap_or(BOUNDS.len());
-        self.counts[bucket] += 1;
+        let bucket = self.bounds.partition_point(|bound| *bound < seconds);
+        if let Some(count) = self.counts.get_mut(bucket) {
+            *count += 1;
+        }
         self.sum += seconds;
     }
 
@@ -42,10 +80,8 @@ impl Durations {
     /// Upper bound in seconds and number of observations of each bucket, not cumulative; the last
     /// bound is infinite.
     pub fn buckets(&self) -> impl Iterator<Item = (f64, u64)> + '_ {
-        BOUNDS
-            .into_iter()
-            .chain([f64::INFINITY])
-            .zip(self.counts.iter().copied())
+        let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);
+        bounds.zip(self.counts.iter().copied())
     }
 }
 
@@ -55,7 +91,7 @@ mod tests {
 
     #[test]
     fn durations_land_in_the_first_bucket_that_holds_them() {
-        let mut durations = Durations::default();
+        let mut durations = Durations::of_syncs();
         for millis in [1, 2, 400_000] {
             durations.observe(Duration::from_millis(millis));
         }
@@ -66,5 +102,15 @@ mod tests {
         assert_eq!(filled, [(0.001, 1), (0.002, 1), (f64::INFINITY, 1)]);
         assert_eq!(durations.count(), 3);
         assert!((durations.sum() - 400.003).abs() < 1e-9);
+    }
+
+    #[test]
+    fn the_bounds_of_the_programming_latency_are_kube_proxy_s() {
+        let bounds: Vec<f64> = Durations::of_programming().buckets().map(|b| b.0).collect();
+        assert_eq!(bounds[..4], [0.25, 0.5, 1.0, 2.0]);
+        for bound in [59.0, 60.0, 65.0, 115.0, 120.0, 150.0] {
+            assert!(bounds.contains(&bound), "{bound}");
+        }
+        assert_eq!(bounds[bounds.len() - 2..], [300.0, f64::INFINITY]);
     }
 }

@@ -11,11 +11,13 @@ use crate::model::State;
 use crate::model::node::NodeFacts;
 use crate::net::limits::Machine;
 use crate::serve::{
-    Answers, NodeMetrics, PinnedTables, Served, serve_health, serve_metrics, serve_node_ports,
+    Answers, BindError, NodeMetrics, PinnedTables, Served, serve_health, serve_metrics,
+    serve_node_ports,
 };
 use crate::source::directory::{DirectorySource, Ranges};
 use crate::source::kube::KubeSource;
 use crate::source::kube::client::Servers;
+use crate::source::kube::event::{self, About, Notice};
 use crate::source::{Change, Report};
 use anyhow::Context;
 use k8s_openapi::jiff::Timestamp;
@@ -31,6 +33,10 @@ use tracing_subscriber::EnvFilter;
 const CHANGES: usize = 4096;
 /// How often a taken metrics address is tried again while another agent may still leave.
 const BIND_RETRY: Duration = Duration::from_millis(100);
+/// How often a metrics address is tried again that somebody else has, where that is no reason to end.
+const LATER: Duration = Duration::from_secs(5);
+/// Events that may wait to be written.
+const NOTICES: usize = 64;
 /// How long the agent may take to stop; what is loaded needs no goodbye.
 const STOP: Duration = Duration::from_secs(10);
 
@@ -94,6 +100,8 @@ pub async fn run(settings: Settings, typed: RunArgs) -> anyhow::Result<()> {
         tables: PinnedTables(settings.bpffs.clone()),
         snapshot: snapshots.clone(),
         source_problems,
+        late: settings.late(),
+        configuration: settings.configz(),
         healthz: Answers::default(),
         livez: Answers::default(),
     });
@@ -102,7 +110,10 @@ pub async fn run(settings: Settings, typed: RunArgs) -> anyhow::Result<()> {
     let (changes, changes_seen) = mpsc::channel(CHANGES);
     let (reports, reports_seen) = mpsc::channel(CHANGES);
     tokio::spawn(troubles::follow(reports_seen, counts, sentences));
-    start_source(&settings, changes, reports, &shutdown).await?;
+    let notices = notify(&settings);
+    let late = settings.late();
+    let pause = settings.kube_proxy.min_sync_period.unwrap_or_default();
+    start_source(&settings, changes, reports, notices.1, &shutdown).await?;
     let state = State::new(settings.model_options(), NodeFacts::named(&settings.node));
     let options = settings.datapath_options();
     let mut agent = tokio::spawn(app::run(
@@ -110,9 +121,16 @@ pub async fn run(settings: Settings, typed: RunArgs) -> anyhow::Result<()> {
         state,
         changes_seen,
         snapshot,
+        pause,
         shutdown.clone(),
     ));
-    tokio::spawn(serve_node_ports(snapshots.clone(), shutdown.clone()));
+    tokio::spawn(serve_node_ports(
+        snapshots.clone(),
+        late,
+        notices.0,
+        shutdown.clone(),
+    ));
+    let (failed, mut failures) = mpsc::channel(1);
     // The note for `lb-agent status` is left only by an agent that came to hold the lock.
     let note = tokio::spawn(leave_note(
         settings,
@@ -120,6 +138,7 @@ pub async fn run(settings: Settings, typed: RunArgs) -> anyhow::Result<()> {
         served,
         snapshots,
         source_troubles,
+        failed,
         shutdown.clone(),
     ));
 
@@ -129,7 +148,11 @@ pub async fn run(settings: Settings, typed: RunArgs) -> anyhow::Result<()> {
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
         file = another_file => {
-            error = Some(file);
+            error = Some(anyhow::Error::from(file));
+            None
+        }
+        Some(failure) = failures.recv() => {
+            error = Some(failure.into());
             None
         }
     };
@@ -140,14 +163,14 @@ pub async fn run(settings: Settings, typed: RunArgs) -> anyhow::Result<()> {
         tracing::info!("stopping; what is loaded goes on without the agent");
         let Ok(ended) = tokio::time::timeout(STOP, agent).await else {
             tracing::warn!("the agent did not come to rest in time; leaving");
-            return error.map_or(Ok(()), |changed| Err(changed.into()));
+            return error.map_or(Ok(()), Err);
         };
         ended
     };
     // Its file is removed at the end; a failure of that is nobody's concern.
     let _ = tokio::time::timeout(STOP, note).await;
     ended.context("the agent's loop broke")??;
-    error.map_or(Ok(()), |changed| Err(changed.into()))
+    error.map_or(Ok(()), Err)
 }
 
 /// One line each: what runs where, and what is left to others.
@@ -170,6 +193,32 @@ fn announce(settings: &Settings) {
     for remark in &settings.remarks {
         tracing::warn!("{}", remark.sentence);
     }
+}
+
+/// The way to Events, with those that the start deserves under way.
+fn notify(settings: &Settings) -> (mpsc::Sender<Notice>, mpsc::Receiver<Notice>) {
+    let (notices, seen) = mpsc::channel(NOTICES);
+    let start = Notice {
+        about: About::Node,
+        warning: false,
+        reason: "Starting",
+        action: "StartKubeProxy",
+        note: String::new(),
+    };
+    let remarks = settings.remarks.iter().filter_map(|remark| {
+        Some(Notice {
+            about: About::Node,
+            warning: true,
+            reason: remark.event?,
+            action: "Configure",
+            note: remark.sentence.clone(),
+        })
+    });
+    for notice in std::iter::once(start).chain(remarks) {
+        // There is room for more than there can be.
+        let _ = notices.try_send(notice);
+    }
+    (notices, seen)
 }
 
 /// Binds the metrics address. Taken by an agent that holds our directory: that is the sentence to
@@ -196,8 +245,37 @@ async fn bind_metrics(
         } else if held {
             let directory = settings.bpffs.clone();
             return Err(StartError::Held { directory }.into());
+        } else if settings.stands_in && !settings.kube_proxy.hard_fail {
+            tracing::error!("{:#}; trying again every 5 s", anyhow::Error::from(error));
+            tokio::spawn(serve_metrics_later(
+                settings.metrics,
+                served.clone(),
+                shutdown.clone(),
+            ));
+            return Ok(settings.metrics);
         } else {
             return Err(error.into());
+        }
+    }
+}
+
+/// As kube-proxy without `bindAddressHardFail`: services do not depend on metrics.
+async fn serve_metrics_later(
+    address: SocketAddr,
+    served: Served<PinnedTables>,
+    shutdown: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(LATER) => {}
+            () = shutdown.cancelled() => return,
+        }
+        if serve_metrics(address, served.clone(), shutdown.clone())
+            .await
+            .is_ok()
+        {
+            tracing::info!(%address, "serving metrics");
+            return;
         }
     }
 }
@@ -207,6 +285,7 @@ async fn start_source(
     settings: &Settings,
     changes: mpsc::Sender<Change>,
     reports: mpsc::Sender<Report>,
+    notices: mpsc::Receiver<Notice>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
     match &settings.source {
@@ -224,8 +303,16 @@ async fn start_source(
         }
         SourceSettings::Cluster(cluster) => {
             let kubeconfig = cluster.kubeconfig.as_deref();
+            let servers = Servers::connect(kubeconfig, &cluster.apiservers).await?;
+            let node = settings.node.clone();
+            tokio::spawn(event::post(
+                servers.clone(),
+                node,
+                notices,
+                shutdown.clone(),
+            ));
             let source = KubeSource {
-                servers: Servers::connect(kubeconfig, &cluster.apiservers).await?,
+                servers,
                 node: settings.node.clone(),
                 use_endpoints: cluster.endpoints == EndpointsApi::Endpoints,
             };
@@ -242,15 +329,23 @@ async fn leave_note(
     served: Served<PinnedTables>,
     mut snapshots: watch::Receiver<Snapshot>,
     source_troubles: watch::Receiver<Vec<String>>,
+    failed: mpsc::Sender<BindError>,
     shutdown: CancellationToken,
 ) {
     let (bound, address) = oneshot::channel();
     if let Some(health) = settings.health {
-        tokio::spawn(serve_health(health, served, shutdown.clone(), |address| {
-            tracing::info!(%address, "serving health");
-            // Nobody waits for it once the agent stops.
-            let _ = bound.send(address);
-        }));
+        let (shutdown, insistent) = (shutdown.clone(), settings.kube_proxy.hard_fail);
+        tokio::spawn(async move {
+            let serving = serve_health(health, served, insistent, shutdown, |address| {
+                tracing::info!(%address, "serving health");
+                // Nobody waits for it once the agent stops.
+                let _ = bound.send(address);
+            });
+            if let Err(error) = serving.await {
+                // It ends for another reason already.
+                let _ = failed.send(error).await;
+            }
+        });
     }
     let started = Timestamp::now().to_string();
     tokio::select! {

@@ -131,7 +131,10 @@ impl State {
 
     /// When the changes happened that were applied since the last call, as the slices' annotations
     /// tell; moments up to `start` are left out.
-    pub fn take_trigger_times(&mut self, start: Timestamp) -> BTreeMap<ObjectName, Vec<Timestamp>> {
+    pub fn take_trigger_times(
+        &mut self,
+        start: Timestamp,
+    ) -> BTreeMap<(ObjectName, Family), Vec<Timestamp>> {
         self.triggers.take(start)
     }
 
@@ -298,12 +301,12 @@ impl State {
             self.add_slice_names(&mut dirty, &old);
             self.unindex_slice(name, &old);
             if new.as_ref().is_none_or(|new| new.service != old.service) {
-                self.triggers.removed(&old.service);
+                self.triggers.removed(&old.service, old.family);
             }
         }
         if let Some(new) = new {
             self.add_slice_names(&mut dirty, &new);
-            self.triggers.changed(&new.service, at);
+            self.triggers.changed(&new.service, new.family, at);
             self.index_slice(name, &new);
             self.slices.insert(Arc::clone(name), new);
         }

@@ -41,6 +41,9 @@ const DIRECTED: &[&str] = &[
     "direction",
 ];
 
+/// The IP family alone.
+const FAMILY: &[&str] = &["ip_family"];
+
 macro_rules! metrics {
     ($($(#[$doc:meta])* $id:ident = $name:literal $kind:ident $labels:expr, $help:literal, $note:literal;)+) => {
         $(
@@ -99,15 +102,39 @@ metrics! {
     PROBE = "lb_datapath_probe" Gauge &[],
         "1 while the loaded programs treat a synthetic packet rightly, 0 while they do not.",
         "Absent before the first probe.";
-    LAST_SYNC = "kubeproxy_sync_proxy_rules_last_timestamp_seconds" Gauge &[],
-        "When the tables were last brought in line, Unix time.",
-        "kube-proxy's name; both families are written in one pass, so there is no ip_family label. Absent before the first.";
-    SYNC_DURATION = "kubeproxy_sync_proxy_rules_duration_seconds" Histogram &[],
+    LAST_SYNC = "kubeproxy_sync_proxy_rules_last_timestamp_seconds" Gauge FAMILY,
+        "When the tables were last in line with everything known, Unix time.",
+        "kube-proxy's name. Absent before the first.";
+    LAST_QUEUED = "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds" Gauge FAMILY,
+        "When a change last asked for a sync, Unix time.",
+        "kube-proxy's name. Absent before the first.";
+    SYNC_DURATION = "kubeproxy_sync_proxy_rules_duration_seconds" Histogram FAMILY,
         "Time to bring the tables in line, from the first change taken to the last write.",
-        "kube-proxy's name, without ip_family.";
-    PROGRAMMING = "kubeproxy_network_programming_duration_seconds" Histogram &[],
+        "kube-proxy's name and bounds, with two finer ones. What touches both families counts for each.";
+    FULL_SYNC = "kubeproxy_sync_full_proxy_rules_duration_seconds" Histogram FAMILY,
+        "The same for syncs that looked at everything: the first.",
+        "kube-proxy's name.";
+    PARTIAL_SYNC = "kubeproxy_sync_partial_proxy_rules_duration_seconds" Histogram FAMILY,
+        "The same for syncs that looked at what had changed.",
+        "kube-proxy's name.";
+    PROGRAMMING = "kubeproxy_network_programming_duration_seconds" Histogram FAMILY,
         "Time from the change of an endpoint, as its slice's last-change-trigger-time tells, to the last write.",
-        "kube-proxy's name, without ip_family. Nothing is counted for slices without the annotation, as those of a directory, and for changes from before the agent's start.";
+        "kube-proxy's name and bounds. Nothing is counted for slices without the annotation, as those of a directory, for removals, and for changes from before the agent's start.";
+    SERVICE_CHANGES = "kubeproxy_sync_proxy_rules_service_changes" Counter &[],
+        "Changes of Services seen.",
+        "kube-proxy's name; it counts each for both families, here it is counted once.";
+    SERVICE_CHANGES_PENDING = "kubeproxy_sync_proxy_rules_service_changes_pending" Gauge &[],
+        "Changes of Services that are not yet served.",
+        "kube-proxy's name.";
+    ENDPOINT_CHANGES = "kubeproxy_sync_proxy_rules_endpoint_changes" Counter &[],
+        "Changes of EndpointSlices seen.",
+        "kube-proxy's name.";
+    ENDPOINT_CHANGES_PENDING = "kubeproxy_sync_proxy_rules_endpoint_changes_pending" Gauge &[],
+        "Changes of EndpointSlices that are not yet served.",
+        "kube-proxy's name.";
+    NO_LOCAL = "kubeproxy_sync_proxy_rules_no_local_endpoints_total" Gauge &["ip_family", "traffic_policy"],
+        "Service ports with the policy Local that have endpoints, but none on this node.",
+        "kube-proxy's name: a gauge, whatever it ends in.";
     WRITES = "lb_table_writes" Counter &[],
         "Writes to the tables.",
         "";

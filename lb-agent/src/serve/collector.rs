@@ -1,7 +1,8 @@
 //! The metrics page: made anew at each scrape from the live tables and the agent's snapshot.
 //! Nothing is cached and nothing is copied while nobody asks.
 
-use crate::app::Snapshot;
+use crate::app::account::{FAMILIES, FamilyWork};
+use crate::app::{Durations, Snapshot};
 use crate::datapath::{Fill, ReadError, Reader, ServiceView};
 use crate::model::desired::Family;
 use crate::serve::catalog::{self, Metric};
@@ -17,7 +18,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 use tokio::sync::watch;
 
 /// One reading of the tables.
@@ -87,6 +88,10 @@ pub struct NodeMetrics<T> {
     pub snapshot: watch::Receiver<Snapshot>,
     /// What the source cannot take now, by kind of problem.
     pub source_problems: watch::Receiver<BTreeMap<&'static str, u64>>,
+    /// How long a change may wait before the node is unhealthy.
+    pub late: Duration,
+    /// The configuration in force, as `/configz` shows it.
+    pub configuration: serde_json::Value,
     /// Answers of `/healthz`.
     pub healthz: Answers,
     /// Answers of `/livez`.
@@ -294,9 +299,6 @@ fn write_snapshot(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> f
         .probe
         .as_ref()
         .map(|answer| u64::from(answer.is_ok()));
-    let last_sync = snapshot
-        .last_sync
-        .and_then(|at: SystemTime| at.duration_since(UNIX_EPOCH).ok());
     write(
         encoder,
         &catalog::SYNCED,
@@ -307,21 +309,7 @@ fn write_snapshot(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> f
         &catalog::PROBE,
         probe.map(|value| Sample::plain(Value::Count(value))),
     )?;
-    write(
-        encoder,
-        &catalog::LAST_SYNC,
-        last_sync.map(|at| Sample::plain(Value::Number(at.as_secs_f64()))),
-    )?;
-    for (metric, durations) in [
-        (&catalog::SYNC_DURATION, &snapshot.sync_duration),
-        (&catalog::PROGRAMMING, &snapshot.programming),
-    ] {
-        let value = Value::Histogram {
-            sum: durations.sum(),
-            buckets: durations.buckets().collect(),
-        };
-        write(encoder, metric, [Sample::plain(value)])?;
-    }
+    write_work(encoder, snapshot)?;
     for (metric, value) in [
         (&catalog::WRITES, snapshot.writes),
         (&catalog::WRITE_FAILURES, snapshot.write_failures),
@@ -343,6 +331,62 @@ fn write_snapshot(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> f
             .iter()
             .map(|(reason, count)| Sample::labelled([*reason], Value::Count(*count))),
     )
+}
+
+/// A histogram of one family's work.
+type Histogram = fn(&FamilyWork) -> &Durations;
+
+/// The agent's own work, as kube-proxy's dashboards ask for it.
+fn write_work(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> fmt::Result {
+    let synced = snapshot.updates.map(|updates| updates.served_at());
+    let queued = [0, 1].map(|at: usize| snapshot.work[at].queued);
+    for (metric, times) in [
+        (&catalog::LAST_SYNC, synced),
+        (&catalog::LAST_QUEUED, queued),
+    ] {
+        let samples = FAMILIES.iter().zip(times).filter_map(|(family, at)| {
+            let at = at?.duration_since(UNIX_EPOCH).ok()?;
+            let value = Value::Number(at.as_secs_f64());
+            Some(Sample::labelled([family_name(*family)], value))
+        });
+        write(encoder, metric, samples)?;
+    }
+    let histograms: [(&Metric, Histogram); 4] = [
+        (&catalog::SYNC_DURATION, |work| &work.syncs),
+        (&catalog::FULL_SYNC, |work| &work.full),
+        (&catalog::PARTIAL_SYNC, |work| &work.partial),
+        (&catalog::PROGRAMMING, |work| &work.programming),
+    ];
+    for (metric, of) in histograms {
+        let samples = FAMILIES.iter().zip(&snapshot.work).map(|(family, work)| {
+            let durations = of(work);
+            let value = Value::Histogram {
+                sum: durations.sum(),
+                buckets: durations.buckets().collect(),
+            };
+            Sample::labelled([family_name(*family)], value)
+        });
+        write(encoder, metric, samples)?;
+    }
+    let (services, endpoints) = (&snapshot.service_changes, &snapshot.endpoint_changes);
+    for (metric, value) in [
+        (&catalog::SERVICE_CHANGES, services.seen),
+        (&catalog::SERVICE_CHANGES_PENDING, services.pending),
+        (&catalog::ENDPOINT_CHANGES, endpoints.seen),
+        (&catalog::ENDPOINT_CHANGES_PENDING, endpoints.pending),
+    ] {
+        write(encoder, metric, [Sample::plain(Value::Count(value))])?;
+    }
+    let gaps = FAMILIES
+        .iter()
+        .zip(&snapshot.work)
+        .flat_map(|(family, work)| {
+            let gaps = work.no_local;
+            [("internal", gaps.internal), ("external", gaps.external)].map(|(policy, count)| {
+                Sample::labelled([family_name(*family), policy], Value::Count(count as u64))
+            })
+        });
+    write(encoder, &catalog::NO_LOCAL, gaps)
 }
 
 fn write_process(encoder: &mut DescriptorEncoder<'_>, facts: &ProcessFacts) -> fmt::Result {

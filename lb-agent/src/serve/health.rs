@@ -6,7 +6,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 use std::time::{Duration, SystemTime};
 
-/// A change that waits longer makes the node unhealthy: kube-proxy's twice `syncPeriod`.
+/// A change that waits longer makes the node unhealthy: twice kube-proxy's default `syncPeriod`.
 pub const LATE: Duration = Duration::from_secs(60);
 
 /// What is asked.

@@ -2,7 +2,7 @@
 
 use crate::app::Snapshot;
 use crate::serve::collector::{Answers, NodeMetrics, TableView};
-use crate::serve::health::{Health, LATE, Question};
+use crate::serve::health::{Health, Question};
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -61,7 +61,12 @@ impl<T: TableView> Served<T> {
 
     fn health(&self, question: Question) -> Response {
         let snapshot: &watch::Receiver<Snapshot> = &self.metrics.snapshot;
-        let health = Health::of(question, &snapshot.borrow(), SystemTime::now(), LATE);
+        let health = Health::of(
+            question,
+            &snapshot.borrow(),
+            SystemTime::now(),
+            self.metrics.late,
+        );
         let answers: &Answers = match question {
             Question::Healthz => &self.metrics.healthz,
             Question::Livez => &self.metrics.livez,
@@ -80,44 +85,54 @@ impl<T: TableView> Served<T> {
     }
 }
 
-/// The metrics address cannot be used.
+/// An address cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "cannot serve metrics on {address}: another process may be using the port; choose another with \
-     --metrics-bind-address"
+    "cannot serve {what} on {address}: another process may be using the port; choose another with \
+     {option}"
 )]
 pub struct BindError {
+    what: &'static str,
+    option: &'static str,
     address: SocketAddr,
     source: io::Error,
 }
 
-/// Serves `/metrics`, `/healthz` (the process lives) and `/proxyMode` until `shutdown`. The address
+/// Serves `/metrics`, `/healthz` (the process lives), `/proxyMode` and `/configz` until `shutdown`. The address
 /// is bound before this returns.
 pub async fn serve_metrics<T: TableView>(
     address: SocketAddr,
     served: Served<T>,
     shutdown: CancellationToken,
 ) -> Result<SocketAddr, BindError> {
-    let refused = |source| BindError { address, source };
+    let refused = |source| BindError {
+        what: "metrics",
+        option: "--metrics-bind-address",
+        address,
+        source,
+    };
     let listener = bind(address).await.map_err(refused)?;
     let bound = listener.local_addr().map_err(refused)?;
     let router = Router::new()
         .route("/metrics", get(metrics::<T>))
         .route("/healthz", get(|| async { "ok" }))
         .route("/proxyMode", get(|| async { "ebpf" }))
+        .route("/configz", get(configz::<T>))
         .with_state(served);
     tokio::spawn(run(listener, router, shutdown));
     Ok(bound)
 }
 
 /// Serves `/healthz` and `/livez` until `shutdown`. An address that cannot be bound is tried again
-/// every five seconds: traffic does not depend on it. `bound` is called with the address once it is.
+/// every five seconds: traffic does not depend on it; an `insistent` caller gets the error instead
+/// (kube-proxy's `bindAddressHardFail`). `bound` is called with the address once it is.
 pub async fn serve_health<T: TableView>(
     address: SocketAddr,
     served: Served<T>,
+    insistent: bool,
     shutdown: CancellationToken,
     bound: impl FnOnce(SocketAddr),
-) {
+) -> Result<(), BindError> {
     let router = Router::new()
         .route(
             "/healthz",
@@ -132,7 +147,17 @@ pub async fn serve_health<T: TableView>(
         match bind(address).await {
             Ok(listener) => {
                 bound(listener.local_addr().unwrap_or(address));
-                return run(listener, router, shutdown).await;
+                run(listener, router, shutdown).await;
+                return Ok(());
+            }
+            Err(source) if insistent => {
+                let (what, option) = ("health", "--healthz-bind-address");
+                return Err(BindError {
+                    what,
+                    option,
+                    address,
+                    source,
+                });
             }
             Err(error) => tracing::error!(
                 %address, %error,
@@ -141,7 +166,7 @@ pub async fn serve_health<T: TableView>(
         }
         tokio::select! {
             () = tokio::time::sleep(HEALTH_RETRY) => {}
-            () = shutdown.cancelled() => return,
+            () = shutdown.cancelled() => return Ok(()),
         }
     }
 }
@@ -168,6 +193,12 @@ async fn run(listener: TcpListener, router: Router, shutdown: CancellationToken)
     {
         tracing::error!(%error, "a listener stopped");
     }
+}
+
+/// The configuration in force.
+async fn configz<T: TableView>(State(served): State<Served<T>>) -> Response {
+    let json = [(header::CONTENT_TYPE, "application/json")];
+    (json, served.metrics.configuration.to_string()).into_response()
 }
 
 /// Reading the tables takes system calls in proportion to their size: not on an async worker.

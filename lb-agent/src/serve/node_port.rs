@@ -6,7 +6,8 @@
 use crate::app::Snapshot;
 use crate::model::desired::{Family, ObjectName};
 use crate::model::report::{HealthCheck, HealthChecks};
-use crate::serve::health::{Health, LATE, Question};
+use crate::serve::health::{Health, Question};
+use crate::source::kube::event::{About, Notice};
 use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
@@ -18,7 +19,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 /// How long to wait before an address that could not be bound is tried again.
@@ -92,6 +93,8 @@ pub fn listeners(
 /// Serves the health check node ports, following the snapshot, until `shutdown`.
 pub async fn serve_node_ports(
     mut snapshots: watch::Receiver<Snapshot>,
+    late: Duration,
+    notices: mpsc::Sender<Notice>,
     shutdown: CancellationToken,
 ) {
     let mut running: BTreeMap<SocketAddr, (ObjectName, Family, CancellationToken)> =
@@ -128,6 +131,7 @@ pub async fn serve_node_ports(
                         service: name.clone(),
                         family,
                         snapshots: snapshots.clone(),
+                        late,
                     };
                     tokio::spawn(serve(listener, asked, stop.clone()));
                     running.insert(at, (name, family, stop));
@@ -139,6 +143,8 @@ pub async fn serve_node_ports(
                             "cannot serve the health check node port: another process may be \
                              using it; trying again every 5 s"
                         );
+                        // Nobody to tell, or too much: the log has it.
+                        let _ = notices.try_send(failed_to_start(name, at, &error));
                     }
                 }
             }
@@ -148,6 +154,17 @@ pub async fn serve_node_ports(
             () = tokio::time::sleep(RETRY), if !failed.is_empty() => {}
             () = shutdown.cancelled() => return,
         }
+    }
+}
+
+/// kube-proxy's Event for a port that is somebody else's.
+fn failed_to_start(service: ObjectName, at: SocketAddr, error: &io::Error) -> Notice {
+    Notice {
+        note: format!("cannot start the health check of {service} on {at}: {error}"),
+        about: About::Service(service),
+        warning: true,
+        reason: "FailedToStartServiceHealthcheck",
+        action: "Listen",
     }
 }
 
@@ -170,6 +187,7 @@ struct Asked {
     service: ObjectName,
     family: Family,
     snapshots: watch::Receiver<Snapshot>,
+    late: Duration,
 }
 
 async fn serve(listener: TcpListener, asked: Asked, stop: CancellationToken) {
@@ -190,7 +208,7 @@ async fn answer(State(asked): State<Asked>) -> Response {
         let check = snapshot
             .health_checks
             .get(&(asked.service.clone(), asked.family));
-        let health = Health::of(Question::Livez, &snapshot, SystemTime::now(), LATE);
+        let health = Health::of(Question::Livez, &snapshot, SystemTime::now(), asked.late);
         Answer::of(&asked.service, check, health.healthy)
     };
     let status = StatusCode::from_u16(answer.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
@@ -290,7 +308,9 @@ mod tests {
         };
         let (said, heard) = watch::channel(healthy(first.port(), 2));
         let shutdown = CancellationToken::new();
-        let server = tokio::spawn(serve_node_ports(heard, shutdown.clone()));
+        let (notices, _) = mpsc::channel(1);
+        let late = Duration::from_secs(60);
+        let server = tokio::spawn(serve_node_ports(heard, late, notices, shutdown.clone()));
         let until = async |at: SocketAddr, open: bool| loop {
             let answer = ask(at).await;
             if answer.is_some() == open {
@@ -324,6 +344,41 @@ mod tests {
         said.send(healthy(second.port(), 3)).unwrap();
         assert!(until(second, true).await.starts_with("HTTP/1.1 200"));
         until(first, false).await;
+        shutdown.cancel();
+        server.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_port_of_somebody_else_is_an_event_and_is_taken_when_it_is_free() {
+        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = other.local_addr().unwrap();
+        let snapshot = |local_ready| Snapshot {
+            synced: true,
+            attached: true,
+            probe: Some(Ok(())),
+            health_checks: Arc::new(checks(&[("web", Family::V4, at.port(), local_ready)])),
+            health_addresses: vec!["127.0.0.1".parse().unwrap()],
+            ..Snapshot::default()
+        };
+        let (said, heard) = watch::channel(snapshot(1));
+        let (notices, mut events) = mpsc::channel(8);
+        let shutdown = CancellationToken::new();
+        let late = Duration::from_secs(60);
+        let server = tokio::spawn(serve_node_ports(heard, late, notices, shutdown.clone()));
+        let event = events.recv().await.unwrap();
+        assert_eq!(event.reason, "FailedToStartServiceHealthcheck");
+        assert_eq!(event.about, About::Service(key("web", Family::V4).0));
+        // Every sync tries again, and says nothing new.
+        drop(other);
+        said.send(snapshot(2)).unwrap();
+        let answer = loop {
+            match ask(at).await {
+                Some(answer) if !answer.is_empty() => break answer,
+                _ => tokio::task::yield_now().await,
+            }
+        };
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(events.try_recv().is_err());
         shutdown.cancel();
         server.await.unwrap();
     }

@@ -63,8 +63,11 @@ fn snapshot() -> Snapshot {
         probe: Some(Ok(())),
         ..Snapshot::default()
     };
-    snapshot.sync_duration.observe(Duration::from_millis(1));
-    snapshot.programming.observe(Duration::from_millis(4));
+    for work in &mut snapshot.work {
+        work.syncs.observe(Duration::from_millis(1));
+        work.programming.observe(Duration::from_millis(4));
+        work.queued = Some(UNIX_EPOCH + Duration::from_secs(999_999_999));
+    }
     snapshot
 }
 
@@ -82,6 +85,8 @@ fn fixture(tables: Option<Reading>, said: Snapshot) -> Fixture {
         tables: Tables(tables),
         snapshot: snapshot_seen,
         source_problems,
+        late: crate::serve::health::LATE,
+        configuration: serde_json::json!({"kubeproxy.config.k8s.io": {}}),
         healthz: Answers::default(),
         livez: Answers::default(),
     });
@@ -121,11 +126,12 @@ fn services_are_counted_by_path() {
         r#"lb_table_entries{table="lb_flows"} 10"#.to_owned(),
         r#"lb_refused_objects{reason="loopback_endpoint"} 1"#.to_owned(),
         r#"lb_source_problems{problem="unparsable"} 1"#.to_owned(),
-        "kubeproxy_sync_proxy_rules_duration_seconds_count 1".to_owned(),
-        r#"kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="0.001"} 1"#.to_owned(),
-        r#"kubeproxy_network_programming_duration_seconds_bucket{le="0.005"} 1"#.to_owned(),
+        r#"kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family="IPv4"} 1"#.to_owned(),
+        r#"kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="0.001",ip_family="IPv4"} 1"#.to_owned(),
+        r#"kubeproxy_network_programming_duration_seconds_bucket{le="0.25",ip_family="IPv6"} 1"#.to_owned(),
         r#"lb_not_served{what="another_feature"} 1"#.to_owned(),
-        "kubeproxy_sync_proxy_rules_last_timestamp_seconds 1000000000.0".to_owned(),
+        r#"kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family="IPv4"} 0.0"#.to_owned(),
+        r#"kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="internal"} 0"#.to_owned(),
     ] {
         assert!(
             page.lines().any(|found| found == line),
@@ -217,6 +223,7 @@ async fn health_follows_the_snapshot_and_is_counted() {
     let server = tokio::spawn(serve_health(
         any,
         served.clone(),
+        false,
         shutdown.clone(),
         |address| {
             let _ = bound.send(address);
@@ -248,7 +255,7 @@ async fn health_follows_the_snapshot_and_is_counted() {
         "{page}"
     );
     shutdown.cancel();
-    server.await.unwrap();
+    server.await.unwrap().unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -258,13 +265,30 @@ async fn a_health_address_that_is_taken_is_tried_again() {
     let served = fixture(None, snapshot()).served;
     let shutdown = CancellationToken::new();
     let (bound, heard) = oneshot::channel();
-    let listener = tokio::spawn(serve_health(address, served, shutdown.clone(), |address| {
-        let _ = bound.send(address);
-    }));
+    let listener = tokio::spawn(serve_health(
+        address,
+        served,
+        false,
+        shutdown.clone(),
+        |address| {
+            let _ = bound.send(address);
+        },
+    ));
     // The clock is paused: it moves on to the next attempt as soon as everybody waits.
     tokio::time::sleep(Duration::from_secs(12)).await;
     drop(holder);
     assert_eq!(heard.await.unwrap(), address);
     shutdown.cancel();
-    listener.await.unwrap();
+    listener.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_taken_health_address_ends_the_insistent() {
+    let Fixture { served, .. } = fixture(None, Snapshot::default());
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = other.local_addr().unwrap();
+    let shutdown = CancellationToken::new();
+    let ended = serve_health(address, served, true, shutdown, |_| {}).await;
+    let error = ended.unwrap_err().to_string();
+    assert!(error.contains("--healthz-bind-address"), "{error}");
 }

@@ -72,7 +72,10 @@ fn run_trigger_times(case: &Value) -> Result<Outcome, Outcome> {
             .collect::<Result<_, _>>()?;
         expected.insert(object_name(service), times);
     }
-    let got = world.state.take_trigger_times(time(&case.tracker_start)?);
+    let mut got: BTreeMap<ObjectName, Vec<Timestamp>> = BTreeMap::new();
+    for ((service, _), times) in (world.state).take_trigger_times(time(&case.tracker_start)?) {
+        got.entry(service).or_default().extend(times);
+    }
     Ok(if got == expected {
         Outcome::Passed
     } else {

@@ -83,7 +83,7 @@ fn trigger_times_are_handed_out_once_and_only_for_changes_after_the_start() {
     state.apply(at("early", "2019-01-01T00:00:00Z"));
     state.apply(at("late", "2020-01-01T00:00:01Z"));
     let times = state.take_trigger_times(start);
-    assert_eq!(times[&named("web")].len(), 1);
+    assert_eq!(times[&(named("web"), Family::V4)].len(), 1);
     assert!(state.take_trigger_times(start).is_empty());
     state.apply(at("later", "2020-01-01T00:00:02Z"));
     state.apply(Change::Delete(Kind::EndpointSlice, named("late")));

@@ -1,6 +1,7 @@
 //! The Kubernetes API as the source: the watches, each with its own clock, one stream of changes.
 
 pub mod client;
+pub mod event;
 mod guard;
 pub mod trouble;
 mod watch;

@@ -165,13 +165,19 @@ impl Histogram {
             let Some((series, value)) = line.rsplit_once(' ') else {
                 continue;
             };
-            if series.strip_prefix(DURATION) == Some("_count") {
+            let Some(rest) = series.strip_prefix(DURATION) else {
+                continue;
+            };
+            // The services are IPv4's alone.
+            if !rest.contains("ip_family=\"IPv4\"") {
+                continue;
+            }
+            if rest.starts_with("_count") {
                 histogram.count = value.parse()?;
-            } else if let Some(rest) = series.strip_prefix(DURATION)
-                && let Some((_, bound)) = rest.split_once("le=\"")
+            } else if let Some((_, bound)) = rest.split_once("le=\"")
+                && let Some((bound, _)) = bound.split_once('"')
             {
-                let bound = bound.trim_end_matches("\"}").to_owned();
-                histogram.buckets.push((bound, value.parse()?));
+                histogram.buckets.push((bound.to_owned(), value.parse()?));
             }
         }
         if histogram
