@@ -11,6 +11,7 @@ pub mod island;
 pub mod kernel;
 pub mod link;
 pub mod load;
+pub mod newcomer;
 pub mod object;
 pub mod paths;
 pub mod pinned;

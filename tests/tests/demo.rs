@@ -1,186 +1,20 @@
 //! `cargo xtask run` as a newcomer meets it: what it prints is run as it stands, and what it made is
 //! gone when it ends, however it ends. Each test has a machine of its own.
 
-use anyhow::{Context, Result, bail, ensure};
-use lb_lab::{agent, cgroup, client::PATIENCE};
+use anyhow::{Context, Result, ensure};
+use lb_lab::client::PATIENCE;
 use lb_tests::island::{Island, Loaded, Traces, called};
+use lb_tests::newcomer::{
+    LONG, Xtask, agent_line, answering, answers_from, ask_until, nothing_is_left, set, shell, xtask,
+};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
-use std::collections::BTreeSet;
 use std::fs::{self, File, Permissions};
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-
-/// How long what takes a moment may take on a busy machine: only a failing test waits that long.
-const LONG: Duration = Duration::from_secs(120);
-
-/// A running `cargo xtask run`.
-struct Xtask {
-    child: Child,
-    /// Kept, or what it prints later would kill it.
-    _output: BufReader<ChildStdout>,
-    printed: Vec<String>,
-    loaded: Loaded,
-}
-
-impl Xtask {
-    /// Starts it and reads what it prints until it has said all.
-    fn start(words: &[&str], last_line: &str) -> Result<Self> {
-        let errors = PathBuf::from("/run/xtask.err");
-        let mut command = xtask(words)?;
-        // Ctrl-C goes to the terminal's foreground group; this is it.
-        command.process_group(0);
-        let mut child = command
-            .stdout(Stdio::piped())
-            .stderr(File::create(&errors)?)
-            .spawn()
-            .context("cannot start cargo")?;
-        let mut output = BufReader::new(child.stdout.take().context("no output")?);
-        let mut printed = Vec::new();
-        loop {
-            let mut line = String::new();
-            if output.read_line(&mut line)? == 0 {
-                let status = child.wait()?;
-                let text = fs::read_to_string(&errors).unwrap_or_default();
-                bail!("cargo xtask run ended ({status}): {printed:?}\n{text}");
-            }
-            printed.push(line.trim_end().to_owned());
-            if line.contains(last_line) {
-                break;
-            }
-        }
-        let agents = called("lb-agent")?;
-        ensure!(agents.len() == 1, "agents: {agents:?}");
-        let loaded = Loaded::by(agents[0])?;
-        for (kind, count) in [
-            ("programs", loaded.programs.len()),
-            ("maps", loaded.maps.len()),
-            ("links", loaded.links.len()),
-        ] {
-            ensure!(count > 0, "the agent runs, but has no {kind} to be seen");
-        }
-        Ok(Self {
-            child,
-            _output: output,
-            printed,
-            loaded,
-        })
-    }
-
-    fn demo() -> Result<Self> {
-        Self::start(&[], "Ctrl-C ends the demo")
-    }
-
-    /// The printed lines that begin with `words`.
-    fn lines(&self, words: &str) -> Vec<&str> {
-        let lines = self.printed.iter().map(String::as_str);
-        lines.filter(|line| line.starts_with(words)).collect()
-    }
-
-    /// The one printed line that begins with `words`.
-    fn line(&self, words: &str) -> Result<&str> {
-        match self.lines(words)[..] {
-            [line] => Ok(line),
-            _ => bail!("not one line begins with {words:?}: {:#?}", self.printed),
-        }
-    }
-
-    fn pid(&self) -> Result<Pid> {
-        Ok(Pid::from_raw(i32::try_from(self.child.id())?))
-    }
-
-    /// Sends `signal` as a terminal does, and waits for the end.
-    fn interrupt(&mut self, signal: Signal) -> Result<ExitStatus> {
-        killpg(self.pid()?, signal)?;
-        self.child.wait().context("cannot wait for cargo")
-    }
-}
-
-/// `cargo xtask run WORDS -- …`. The agent takes this island for the machine: its root cgroup is no
-/// true root, so it must be named.
-fn xtask(words: &[&str]) -> Result<Command> {
-    let mut command = Command::new(env!("CARGO"));
-    command
-        .args(["xtask", "run"])
-        .args(words)
-        .args(["--", "--cgroup-root"])
-        .arg(cgroup::mount_point()?)
-        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
-        .env("LB_AGENT_BIN", agent::binary()?)
-        .stdin(Stdio::null());
-    Ok(command)
-}
-
-/// Types `line` into a shell that has nothing but its path.
-fn shell(line: &str) -> Result<Output> {
-    let mut sh = Command::new("sh");
-    sh.args(["-c", line])
-        .current_dir("/")
-        .env_clear()
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .stdin(Stdio::null());
-    sh.output().context("cannot start sh")
-}
-
-/// The pod that answers.
-fn ask(line: &str) -> Result<String> {
-    let out = shell(line)?;
-    let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    let name = text
-        .split(' ')
-        .find_map(|word| word.strip_prefix("name="))
-        .map(str::to_owned);
-    name.with_context(|| {
-        let errors = String::from_utf8_lossy(&out.stderr);
-        format!("`{line}` answers {text:?} {errors:?} ({})", out.status)
-    })
-}
-
-/// Asks until `done`: a change takes effect without an event of its own.
-fn ask_until(line: &str, done: impl Fn(&Result<String>) -> bool) -> Result<()> {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let answer = ask(line);
-        if done(&answer) {
-            return Ok(());
-        }
-        ensure!(Instant::now() < end, "`{line}` still answers {answer:?}");
-    }
-}
-
-fn answers_from(line: &str, name: &str) -> Result<()> {
-    ask_until(line, |answer| {
-        answer.as_ref().is_ok_and(|found| found == name)
-    })
-}
-
-/// Who answers in 24 tries.
-fn answering(line: &str) -> Result<BTreeSet<String>> {
-    (0..24).map(|_| ask(line)).collect()
-}
-
-fn set(names: &[&str]) -> BTreeSet<String> {
-    names.iter().map(|name| (*name).to_owned()).collect()
-}
-
-/// Waits until nothing is left: the kernel frees programs and maps a moment after their last use,
-/// and the janitor of a killed demo works beside us.
-fn nothing_is_left(before: &Traces, loaded: &Loaded) -> Result<()> {
-    let end = Instant::now() + LONG;
-    loop {
-        let mut left = Traces::take()?.differences(before);
-        left.extend(loaded.left());
-        if left.is_empty() {
-            return Ok(());
-        }
-        ensure!(Instant::now() < end, "left behind: {left:#?}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
 
 #[test]
 fn every_command_the_demo_prints_works_as_it_stands_and_names_the_pod() -> Result<()> {
@@ -224,11 +58,6 @@ fn every_command_the_demo_prints_works_as_it_stands_and_names_the_pod() -> Resul
         ensure!(demo.interrupt(Signal::SIGINT)?.success(), "Ctrl-C failed");
         nothing_is_left(&before, &demo.loaded)
     })
-}
-
-/// How the demo's line about the tables begins.
-fn agent_line() -> Result<String> {
-    Ok(format!("{} services", agent::binary()?.display()))
 }
 
 #[test]

@@ -144,7 +144,7 @@ fn run_all(args: &TestArgs) -> Report {
 }
 
 /// Tests that need programs which cargo does not build; a plain `cargo test` leaves them out.
-const ON_CONTROL_PLANE: [&str; 2] = ["control_plane", "application"];
+const ON_CONTROL_PLANE: [&str; 3] = ["control_plane", "control_plane_demo", "application"];
 
 fn tests_on_control_plane() -> impl Iterator<Item = &'static str> {
     ON_CONTROL_PLANE.iter().flat_map(|test| ["--test", test])

@@ -71,7 +71,7 @@ impl Cluster {
             "get services,endpointslices,pods",
             "label --overwrite pod web-3 app=web",
             "label --overwrite pod web-2 app=none",
-            "delete pod web-1 --now --force",
+            "delete pod web-1 --grace-period 0 --force",
             &patch,
         ] {
             let (program, file) = (self.kubectl.display(), kubeconfig.display());
