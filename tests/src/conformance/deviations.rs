@@ -56,16 +56,6 @@ pub const INTERFACE_DETECTION: Deviation = Deviation {
     reason: "Pods are told by their addresses: `ClusterCIDR` says which.",
 };
 
-/// Packets made on the node.
-pub const NODE_PACKETS: Deviation = Deviation {
-    name: "node-packets",
-    what: "Packets of the node's own processes that no socket hook treats are not balanced: with \
-           `socketLoadBalancing: off` none are, and a connection that is to be dropped goes on to \
-           the network.",
-    reason: "They pass no device's ingress. Not yet served; `hostOnly` and `all` balance them at the \
-             socket.",
-};
-
 /// Several addresses of one endpoint.
 pub const FIRST_ADDRESS: Deviation = Deviation {
     name: "first-address",
@@ -164,13 +154,12 @@ pub const UDP_HOST_SOCKET: Deviation = Deviation {
 };
 
 /// All of them.
-pub const ALL: [&Deviation; 18] = [
+pub const ALL: [&Deviation; 17] = [
     &SOCKET_SOURCE,
     &UDP_LAST_ENDPOINT,
     &IDLE_UPDATE,
     &SCTP,
     &INTERFACE_DETECTION,
-    &NODE_PACKETS,
     &UDP_HOST_SOCKET,
     &FIRST_ADDRESS,
     &PEER_FEATURES,

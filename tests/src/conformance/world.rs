@@ -91,6 +91,14 @@ impl Node {
         })
     }
 
+    /// Where addresses of pods lie, for the local detector.
+    pub(super) fn pod_ranges(&self) -> &[IpNet] {
+        match self.detect_local.mode.as_str() {
+            "NodeCIDR" => &self.detect_local.pod_cidrs,
+            _ => &self.detect_local.cluster_cidrs,
+        }
+    }
+
     pub(super) fn object(&self) -> Value {
         let addresses: Vec<Value> = self
             .primary_ips

@@ -58,11 +58,6 @@ impl Site {
         ports: &BTreeSet<u16>,
     ) -> Result<Self, Outcome> {
         let options = facts.options()?;
-        if options.pods == PodDetection::NodeCidr {
-            return Err(Outcome::Skipped(
-                "the agent does not take detectLocalMode NodeCIDR yet".to_owned(),
-            ));
-        }
         Self::build(facts, options, mode, ports).map_err(|error| broken(&error))
     }
 
@@ -168,10 +163,12 @@ impl Site {
             options.external_ips,
             options.localhost_node_ports
         );
-        if let PodDetection::ClusterCidr(ranges) = &options.pods
-            && !ranges.is_empty()
-        {
-            let _ = write!(flags, " --cluster-cidr {}", listed(ranges));
+        match &options.pods {
+            PodDetection::ClusterCidr(ranges) if ranges.is_empty() => {}
+            PodDetection::ClusterCidr(ranges) => {
+                let _ = write!(flags, " --cluster-cidr {}", listed(ranges));
+            }
+            _ => flags += " --detect-local-mode NodeCIDR",
         }
         match &options.node_port_addresses {
             NodePortAddresses::All => {}
@@ -235,11 +232,8 @@ impl Site {
     }
 
     fn is_pod(&self, address: IpAddr) -> bool {
-        let ranges = match &self.options.pods {
-            PodDetection::ClusterCidr(ranges) => ranges.as_slice(),
-            _ => &[],
-        };
-        ranges.iter().any(|range| range.contains(&address))
+        let mut ranges = self.facts.pod_ranges().iter();
+        ranges.any(|range| range.contains(&address))
     }
 
     /// True for the node's own addresses.

@@ -6,7 +6,7 @@ use super::wiring::LINKS;
 use super::{Mode, broken};
 use crate::conformance::Outcome;
 use crate::conformance::answer::{Answer, REFUSALS, SILENCES};
-use crate::conformance::deviations::{Deviation, NODE_PACKETS, SCTP, SOCKET_SOURCE};
+use crate::conformance::deviations::{Deviation, SCTP, SOCKET_SOURCE};
 use crate::conformance::traffic::{Endpoints, ExpectState, Flow, Notes, Step, Subject};
 use anyhow::{Context, Result, bail, ensure};
 use lb_agent::model::desired::Family;
@@ -107,10 +107,8 @@ impl Site {
     /// Whether the endpoint saw another address of the node in the place of the client's.
     fn is_masqueraded(&self, flow: &Flow, peer: IpAddr) -> Result<bool> {
         if peer == flow.source {
-            // A process of the node whose address is replaced by another one of the node: the socket
-            // path need not.
-            let same = self.mode == Mode::All && self.is_own(peer);
-            return Ok(same && flow.expect.masq);
+            // A process of the node: its address need not be replaced by another one of the node.
+            return Ok(self.is_own(peer) && flow.expect.masq);
         }
         let mut links = LINKS.iter().flat_map(|link| link.addresses(1));
         ensure!(
@@ -143,12 +141,8 @@ impl Subject for Site {
         if flow.protocol == "SCTP" {
             return Some(&SCTP);
         }
-        let from_node = self.is_own(flow.source);
         match self.mode {
-            Mode::Off if from_node => Some(&NODE_PACKETS),
-            // A socket hook leaves a drop to the packet path.
-            Mode::All if from_node && *expected == Answer::Drop => Some(&NODE_PACKETS),
-            Mode::All if !from_node => match (expected, got) {
+            Mode::All => match (expected, got) {
                 (
                     Answer::Forward {
                         endpoints: wanted,
@@ -163,7 +157,7 @@ impl Subject for Site {
                 }
                 _ => None,
             },
-            Mode::All | Mode::Off => None,
+            Mode::Off => None,
         }
     }
 
