@@ -7,6 +7,7 @@
 use super::directory::Directory;
 use super::error::{ReadError, StartError};
 use super::flows::FLOW_HASH;
+use super::memory;
 use super::options::{Capacity, Options};
 use super::sys::{self, Geometry};
 use aya::programs::{Program, ProgramError, ProgramType};
@@ -227,7 +228,7 @@ impl Programs {
 
 /// Loads every program over the pinned tables, which are created where they are missing.
 pub(super) fn load(
-    object: &[u8],
+    object: &'static [u8],
     schema: &Schema,
     directory: &Directory,
     options: &Options,
@@ -269,7 +270,10 @@ pub(super) fn load(
         }
     }
     drop(ebpf);
-    give_back_memory();
+    // Parsing the kernel's own BTF, which aya does whether it is wanted or not, takes tens of megabytes
+    // that are free again.
+    memory::give_back();
+    memory::unread(object);
     Ok(Programs(programs))
 }
 
@@ -314,14 +318,4 @@ fn features() -> u32 {
             })
         })
         .fold(0, |features, (bit, _, _)| features | bit)
-}
-
-/// Parsing the kernel's own BTF, which aya does whether it is wanted or not, takes tens of
-/// megabytes that are free again but would stay resident.
-fn give_back_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: releases free memory of the allocator; no pointer of ours is affected.
-    unsafe {
-        libc::malloc_trim(0);
-    }
 }

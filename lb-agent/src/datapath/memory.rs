@@ -26,6 +26,19 @@ pub fn settle() {
     }
 }
 
+/// Lets the kernel take back the pages of something that was read once out of the program's own file:
+/// some megabytes that would count as ours for ever. Read again, they come from the file again.
+pub(super) fn unread(part: &'static [u8]) {
+    const PAGE: usize = 4096;
+    let start = part.as_ptr() as usize;
+    let (first, end) = (start.next_multiple_of(PAGE), start + part.len());
+    let length = end.saturating_sub(first) / PAGE * PAGE;
+    // SAFETY: the whole pages within `part`, which is constant data of the program's file: nobody can
+    // have written there, so what is read after this is what was there before. Where pages are larger
+    // the call fails, and nothing is lost.
+    unsafe { libc::madvise(first as *mut libc::c_void, length, libc::MADV_DONTNEED) };
+}
+
 /// Returns what is free to the kernel, also from between what is in use.
 pub fn give_back() {
     #[cfg(target_env = "gnu")]

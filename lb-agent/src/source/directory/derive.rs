@@ -34,7 +34,8 @@ pub struct Derived {
     pods_by_label: LabelIndex,
     pub(super) services_by_label: LabelIndex,
     slice_owner: BTreeMap<ObjectName, ObjectName>,
-    slices_of_service: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
+    /// How many slices files claim for a Service.
+    slices_of_service: BTreeMap<ObjectName, usize>,
     generated: BTreeMap<(Origin, ObjectName), BTreeSet<ObjectName>>,
     zones: BTreeMap<String, String>,
     pub(super) problems: BTreeMap<ObjectKey, Vec<SourceRefusal>>,
@@ -203,18 +204,15 @@ impl Derived {
         });
         if let Some(before) = self.slice_owner.remove(name) {
             if let Some(slices) = self.slices_of_service.get_mut(&before) {
-                slices.remove(name);
-                if slices.is_empty() {
+                *slices -= 1;
+                if *slices == 0 {
                     self.slices_of_service.remove(&before);
                 }
             }
             outcome.endpoints.insert(before);
         }
         if let Some(owner) = owner {
-            self.slices_of_service
-                .entry(owner.clone())
-                .or_default()
-                .insert(name.clone());
+            *self.slices_of_service.entry(owner.clone()).or_default() += 1;
             self.slice_owner.insert(name.clone(), owner.clone());
             outcome.endpoints.insert(owner);
         }
