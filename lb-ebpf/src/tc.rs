@@ -67,7 +67,7 @@ macro_rules! stage {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $name(skb: *mut __sk_buff) -> u32 {
-            let mut packet = <$packet>::new(skb);
+            let mut packet = <$packet>::new::<{ Stage::$stage.headers() }>(skb);
             $hook(Stage::$stage, &mut packet, &$world) as u32
         }
     };

@@ -20,9 +20,6 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 /// Length of an Ethernet header; a VLAN tag is kept beside the packet, not in it.
 pub const ETHERNET: usize = 14;
 
-/// How much of a packet the core reads at fixed offsets: an IPv6 and a TCP header.
-const HEADERS: usize = 60;
-
 const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
 const BPF_ADJ_ROOM_MAC: u32 = 1;
@@ -91,22 +88,24 @@ pub fn is_own(skb: *mut __sk_buff) -> bool {
 }
 
 impl<const LINK: usize, const OWN: bool> TcPacket<LINK, OWN> {
-    /// The packet of this context, with its headers where they can be read directly.
+    /// The packet of this context, with `HEADERS` bytes from its IP header on where they can be read
+    /// directly. Not a byte more than are read: a local sender's payload lies in pages of its own, and
+    /// to pull from there copies the packet's head, which TCP still holds for a retransmission.
     #[inline(always)]
-    pub fn new(skb: *mut __sk_buff) -> Self {
+    pub fn new<const HEADERS: usize>(skb: *mut __sk_buff) -> Self {
         let (data, end) = (
             context!(skb, data) as usize,
             context!(skb, data_end) as usize,
         );
         if data + LINK + HEADERS > end {
-            Self::pull(skb, data, end);
+            Self::pull::<HEADERS>(skb, data, end);
         }
         Self { skb }
     }
 
-    /// A short packet, or one whose headers lie in pages of their own.
+    /// A short packet, or one whose headers lie in pages of their own, as some drivers make them.
     #[inline(always)]
-    fn pull(skb: *mut __sk_buff, data: usize, end: usize) {
+    fn pull<const HEADERS: usize>(skb: *mut __sk_buff, data: usize, end: usize) {
         let length = context!(skb, len);
         if length as usize > end - data {
             let wanted = length.min((LINK + HEADERS) as u32);

@@ -9,6 +9,7 @@ use super::{Family, Headers};
 use crate::addr::{BackendId, Endpoint, ServiceId};
 use crate::balance::Choice;
 use crate::verdict::Verdict;
+use crate::wire::{Ipv4, Ipv6, Tcp};
 
 /// A piece of a hook's work.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -41,6 +42,18 @@ pub enum Question {
     Ingress,
     /// [`egress`](super::egress()).
     Egress,
+}
+
+impl Stage {
+    /// How many bytes from the IP header on it may read at fixed offsets, by
+    /// [`Packet::read`](super::Packet::read): a plain IP header and TCP's.
+    #[inline(always)]
+    pub const fn headers(self) -> usize {
+        match self {
+            Self::OrdinaryV4 => size_of::<Ipv4>() + size_of::<Tcp>(),
+            _ => size_of::<Ipv6>() + size_of::<Tcp>(),
+        }
+    }
 }
 
 /// What a stage has found to be done next.
