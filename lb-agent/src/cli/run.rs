@@ -29,8 +29,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-/// Changes that may wait between source and model.
-const CHANGES: usize = 4096;
+/// Changes that may wait between source and model. Each holds a typed object, of some kilobytes: more
+/// of them would only be more memory.
+const CHANGES: usize = 256;
 /// How often a taken metrics address is tried again while another agent may still leave.
 const BIND_RETRY: Duration = Duration::from_millis(100);
 /// How often a metrics address is tried again that somebody else has, where that is no reason to end.
