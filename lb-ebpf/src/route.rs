@@ -129,9 +129,9 @@ pub fn route<const LINK: usize>(skb: *mut __sk_buff) -> i32 {
             }
             send(lookup)
         }
-        Ok(
-            BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED,
-        ) => arrive::<LINK>(skb, LOOPBACK, &[[0; 3], SENT_ON]),
+        Ok(BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED) => {
+            arrive::<LINK>(skb, LOOPBACK, &[[0; 3], SENT_ON])
+        }
         // To the node itself; or nowhere, as its stack will find out.
         Ok(BPF_FIB_LKUP_RET_NOT_FWDED) => arrive::<LINK>(skb, LOOPBACK, &[[0; 3]; 2]),
         _ => TC_ACT_SHOT,

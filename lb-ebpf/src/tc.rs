@@ -73,7 +73,13 @@ macro_rules! stage {
     };
 }
 
-stage!(lb_in_v4, ingress, OrdinaryV4, TcPacket<ETHERNET>, ORDINARY_V4);
+stage!(
+    lb_in_v4,
+    ingress,
+    OrdinaryV4,
+    TcPacket<ETHERNET>,
+    ORDINARY_V4
+);
 stage!(lb_in_v6, ingress, OrdinaryV6, TcPacket<ETHERNET>, WORLD);
 stage!(lb_in_rare, ingress, Rare, TcPacket<ETHERNET>, WORLD);
 stage!(lb_in_parsed, ingress, Parsed, TcPacket<ETHERNET>, WORLD);
@@ -84,7 +90,13 @@ stage!(lb_in_refuse, ingress, Refuse, TcPacket<ETHERNET>, WORLD);
 stage!(lb_in_return, ingress, Return, TcPacket<ETHERNET>, WORLD);
 stage!(lb_own_open, ingress, Open, TcPacket<ETHERNET, true>, WORLD);
 stage!(lb_own_begin, ingress, Begin, TcPacket<ETHERNET, true>, WORLD);
-stage!(lb_out_v4, egress, OrdinaryV4, TcPacket<ETHERNET>, ORDINARY_V4);
+stage!(
+    lb_out_v4,
+    egress,
+    OrdinaryV4,
+    TcPacket<ETHERNET>,
+    ORDINARY_V4
+);
 stage!(lb_out_v6, egress, OrdinaryV6, TcPacket<ETHERNET>, WORLD);
 stage!(lb_out_rare, egress, Rare, TcPacket<ETHERNET>, WORLD);
 stage!(lb_out_parsed, egress, Parsed, TcPacket<ETHERNET>, WORLD);
