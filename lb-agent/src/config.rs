@@ -54,6 +54,15 @@ pub struct ClusterSettings {
     pub endpoints: EndpointsApi,
 }
 
+/// Marks on packets, for rules of others.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Marks {
+    /// Bits of the mark of packets that will be SNATed; 0: none.
+    pub masquerade: u32,
+    /// Replies get them, too.
+    pub replies: bool,
+}
+
 /// Everything `run` needs to know, checked.
 #[derive(Clone, Debug)]
 #[expect(
@@ -79,6 +88,8 @@ pub struct Settings {
     pub localhost_node_ports: bool,
     /// Every connection to a ClusterIP is SNATed.
     pub masquerade_all: bool,
+    /// Which packets are marked, and how.
+    pub marks: Marks,
     /// Which sockets are balanced.
     pub socket_load_balancing: SocketLoadBalancing,
     /// How the packet programs are attached.
@@ -225,6 +236,8 @@ impl Settings {
             devices: self.devices.clone(),
             tc_attach: self.tc_attach.into(),
             socket_mode: self.socket_load_balancing.into(),
+            masquerade_mark: self.marks.masquerade,
+            mark_replies: self.marks.replies,
             node_port_range: (self.node_ports.first, self.node_ports.last),
             capacity: Capacity {
                 flows: self.max_flows,

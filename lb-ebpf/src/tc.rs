@@ -87,6 +87,7 @@ stage!(lb_in_icmp, ingress, Icmp, TcPacket<ETHERNET>, WORLD);
 stage!(lb_in_open, ingress, Open, TcPacket<ETHERNET>, WORLD);
 stage!(lb_in_begin, ingress, Begin, TcPacket<ETHERNET>, WORLD);
 stage!(lb_in_refuse, ingress, Refuse, TcPacket<ETHERNET>, WORLD);
+stage!(lb_in_mark, ingress, Mark, TcPacket<ETHERNET>, WORLD);
 stage!(lb_in_return, ingress, Return, TcPacket<ETHERNET>, WORLD);
 stage!(lb_own_open, ingress, Open, TcPacket<ETHERNET, true>, WORLD);
 stage!(lb_own_begin, ingress, Begin, TcPacket<ETHERNET, true>, WORLD);
@@ -111,6 +112,7 @@ stage!(lb_in_icmp_l3, ingress, Icmp, TcPacket<0>, WORLD);
 stage!(lb_in_open_l3, ingress, Open, TcPacket<0>, WORLD);
 stage!(lb_in_begin_l3, ingress, Begin, TcPacket<0>, WORLD);
 stage!(lb_in_refuse_l3, ingress, Refuse, TcPacket<0>, WORLD);
+stage!(lb_in_mark_l3, ingress, Mark, TcPacket<0>, WORLD);
 stage!(lb_in_return_l3, ingress, Return, TcPacket<0>, WORLD);
 stage!(lb_own_open_l3, ingress, Open, TcPacket<0, true>, WORLD);
 stage!(lb_own_begin_l3, ingress, Begin, TcPacket<0, true>, WORLD);
@@ -167,6 +169,7 @@ pub fn tc_ingress(ctx: TcContext) -> i32 {
             Stage::Begin => lb_in_begin(skb),
             Stage::Refuse => lb_in_refuse(skb),
             Stage::Return => lb_in_return(skb),
+            Stage::Mark => lb_in_mark(skb),
         })
     });
     act::<ETHERNET>(skb, verdict, true)
@@ -194,7 +197,7 @@ pub fn tc_egress(ctx: TcContext) -> i32 {
             (_, Stage::Parsed) => lb_out_parsed(skb),
             (_, Stage::Icmp) => lb_out_icmp(skb),
             (_, Stage::Open) => lb_out_open(skb),
-            (_, Stage::Begin | Stage::Refuse | Stage::Return) => 0,
+            (_, Stage::Begin | Stage::Refuse | Stage::Return | Stage::Mark) => 0,
         })
     });
     act::<ETHERNET>(skb, verdict, false)
@@ -215,6 +218,7 @@ pub fn tc_ingress_l3(ctx: TcContext) -> i32 {
             Stage::Begin => lb_in_begin_l3(skb),
             Stage::Refuse => lb_in_refuse_l3(skb),
             Stage::Return => lb_in_return_l3(skb),
+            Stage::Mark => lb_in_mark_l3(skb),
         })
     });
     act::<0>(skb, verdict, true)
@@ -242,7 +246,7 @@ pub fn tc_egress_l3(ctx: TcContext) -> i32 {
             (_, Stage::Parsed) => lb_out_parsed_l3(skb),
             (_, Stage::Icmp) => lb_out_icmp_l3(skb),
             (_, Stage::Open) => lb_out_open_l3(skb),
-            (_, Stage::Begin | Stage::Refuse | Stage::Return) => 0,
+            (_, Stage::Begin | Stage::Refuse | Stage::Return | Stage::Mark) => 0,
         })
     });
     act::<0>(skb, verdict, false)

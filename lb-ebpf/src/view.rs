@@ -292,6 +292,15 @@ impl<const LINK: usize, const OWN: bool> Packet for TcPacket<LINK, OWN> {
     }
 
     #[inline(always)]
+    fn mark(&mut self, set: u32, clear: u32) {
+        let mark = context!(self.skb, mark) & !clear | set;
+        // SAFETY: the pointer is the program's context, whose mark tc programs may write.
+        let field = unsafe { &raw mut (*self.skb).mark };
+        // SAFETY: as above.
+        unsafe { field.write_volatile(mark) };
+    }
+
+    #[inline(always)]
     fn has_host_socket(&self, source: &Endpoint, destination: &Endpoint) -> bool {
         let (mut v4, mut v6);
         let (tuple, size) = if source.addr.is_v4() {

@@ -13,7 +13,7 @@ const LONG: usize = 100_000;
 const FRAGMENTED: usize = 3000;
 
 /// Pod `b`, on the first node.
-const NEAR: u16 = 30080;
+pub const NEAR: u16 = 30080;
 /// Pod `c`, on the second node.
 const FAR: u16 = 30081;
 /// Pod `b` with `externalTrafficPolicy: Local`.
@@ -41,13 +41,11 @@ struct Path<'a> {
     seen: Option<IpAddr>,
 }
 
-/// Walks every path of these families (0: IPv4, 1: IPv6) and says which do not work. Without `node`:
-/// those of the node's own processes are left out.
-pub fn walk(stage: &Stage, families: &[usize], node: bool) -> Result<()> {
+/// Walks every path of these families (0: IPv4, 1: IPv6) and says which do not work.
+pub fn walk(stage: &Stage, families: &[usize]) -> Result<()> {
     let mut broken = Vec::new();
     for family in families {
-        let paths = paths(stage, *family).into_iter();
-        for path in paths.filter(|path| node || !path.what.starts_with("node")) {
+        for path in paths(stage, *family) {
             let name = path.from.namespace().name().unwrap_or("host");
             if let Err(error) = take(&path) {
                 broken.push(format!("{} ({name} to {}): {error:#}", path.what, path.to));

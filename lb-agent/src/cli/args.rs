@@ -2,7 +2,7 @@
 //! [`crate::config`].
 
 use crate::cli::values::{
-    BindAddress, Cidr, EndpointsApi, List, LogFormat, Output, PortRange, SocketLoadBalancing,
+    BindAddress, Cidr, EndpointsApi, List, LogFormat, Mark, Output, PortRange, SocketLoadBalancing,
     TcAttach, choice,
 };
 use crate::config::kube_proxy::Flags;
@@ -159,6 +159,16 @@ pub struct RunArgs {
     /// SNATs every connection to a ClusterIP [default: false].
     #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub masquerade_all: Option<bool>,
+
+    /// Bits that are set in the mark of packets which will be SNATed, until they are: rules of others
+    /// accept such packets or leave them alone; 0: none [default: 0x4000, as kube-proxy].
+    #[arg(long, value_name = "BITS")]
+    pub masquerade_mark: Option<Mark>,
+
+    /// Sets these bits on replies, too, before they are routed: for nodes whose routing rules would
+    /// send them elsewhere than the requests came from [default: false].
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub mark_replies: Option<bool>,
 
     /// Which sockets are balanced when they connect; the packet path serves the others
     /// [default: all].

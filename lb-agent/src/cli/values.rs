@@ -173,7 +173,7 @@ macro_rules! deserialize_from_str {
     )+};
 }
 
-deserialize_from_str!(BindAddress, PortRange);
+deserialize_from_str!(BindAddress, Mark, PortRange);
 
 /// Implements `Deserialize` for what may be written as one text or as a list of its parts.
 macro_rules! deserialize_from_parts {
@@ -303,6 +303,24 @@ impl FromStr for PortRange {
             return Err(wrong());
         }
         Ok(Self { first, last })
+    }
+}
+
+/// Bits of a packet's mark: `0x4000`, also in decimal.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Mark(pub u32);
+
+impl FromStr for Mark {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let number = match text.strip_prefix("0x") {
+            Some(digits) => u32::from_str_radix(digits, 16),
+            None => text.parse(),
+        };
+        let wrong = |_| format!("`{text}` is not the bits of a mark such as 0x4000");
+        number.map(Self).map_err(wrong)
     }
 }
 

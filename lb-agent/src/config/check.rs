@@ -1,10 +1,10 @@
 //! The rules that settings must obey, each with the sentence a person gets.
 
 use super::kube_proxy::{DetectLocal, KubeProxy};
-use super::{ClusterSettings, Invalid, ManifestSettings, Settings, SourceSettings};
+use super::{ClusterSettings, Invalid, ManifestSettings, Marks, Settings, SourceSettings};
 use crate::cli::args::RunArgs;
 use crate::cli::presence::escaped;
-use crate::cli::values::{Cidr, List, PortRange};
+use crate::cli::values::{Cidr, List, Mark, PortRange};
 use crate::datapath::{Capacity, DEFAULT_DIRECTORY, Devices};
 use crate::model::NodePortAddresses;
 use crate::model::desired::Family;
@@ -24,6 +24,8 @@ const NODE_PORTS: PortRange = PortRange {
     first: 30000,
     last: 32767,
 };
+/// kube-proxy's `masqueradeBit` is 14.
+const MASQUERADE_MARK: u32 = 1 << 14;
 /// Where a pod finds its own credentials.
 const SERVICE_ACCOUNT_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 /// Checks the whole, so that everything wrong is said at once.
@@ -73,6 +75,12 @@ pub(super) fn check(args: RunArgs, kube_proxy: &KubeProxy) -> Result<Settings, I
             "--metrics-bind-address and --healthz-bind-address are both {metrics}: choose two"
         ));
     }
+    if args.mark_replies == Some(true) && args.masquerade_mark == Some(Mark(0)) {
+        problems.push(
+            "--mark-replies needs a mark: give --masquerade-mark bits that nobody else uses"
+                .to_owned(),
+        );
+    }
     if !problems.is_empty() {
         return Err(Invalid(problems));
     }
@@ -86,6 +94,10 @@ pub(super) fn check(args: RunArgs, kube_proxy: &KubeProxy) -> Result<Settings, I
         node_port_addresses: args.node_port_addresses.unwrap_or(NodePortAddresses::All),
         localhost_node_ports: args.localhost_node_ports.unwrap_or(true),
         masquerade_all: args.masquerade_all.unwrap_or(false),
+        marks: Marks {
+            masquerade: args.masquerade_mark.map_or(MASQUERADE_MARK, |mark| mark.0),
+            replies: args.mark_replies.unwrap_or(false),
+        },
         socket_load_balancing: args.socket_load_balancing.unwrap_or_default(),
         tc_attach: args.tc_attach.unwrap_or_default(),
         metrics,

@@ -125,6 +125,8 @@ pub(super) fn over(above: RunArgs, below: RunArgs) -> RunArgs {
         node_port_addresses: above.node_port_addresses.or(below.node_port_addresses),
         localhost_node_ports: above.localhost_node_ports.or(below.localhost_node_ports),
         masquerade_all: above.masquerade_all.or(below.masquerade_all),
+        masquerade_mark: above.masquerade_mark.or(below.masquerade_mark),
+        mark_replies: above.mark_replies.or(below.mark_replies),
         socket_load_balancing: above.socket_load_balancing.or(below.socket_load_balancing),
         tc_attach: above.tc_attach.or(below.tc_attach),
         metrics_bind_address: above.metrics_bind_address.or(below.metrics_bind_address),

@@ -18,7 +18,7 @@ use crate::net::Facts;
 use crate::plan::{Op, Planner, Used};
 use lb_common::addr::BackendId;
 use lb_common::hash::HashKeys;
-use lb_common::table::{Config, SocketMode, name};
+use lb_common::table::{Config, ConfigFlags, SocketMode, name};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read};
@@ -96,6 +96,11 @@ impl Datapath {
             })?;
         }
         config.socket_mode = options.socket_mode as u32;
+        config.masquerade_mark = options.masquerade_mark;
+        config.flags &= !ConfigFlags::MARK_REPLIES;
+        if options.mark_replies {
+            config.flags |= ConfigFlags::MARK_REPLIES;
+        }
         config.flow_mask = tables.flow_buckets().saturating_sub(1);
         (config.snat_port_first, config.snat_port_last) = snat_ports;
         (config.node_port_first, config.node_port_last) = options.node_port_range;

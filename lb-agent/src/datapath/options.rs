@@ -72,6 +72,10 @@ pub struct Options {
     pub tc_attach: TcAttach,
     /// Which sockets are balanced at the socket.
     pub socket_mode: SocketMode,
+    /// Bits of `skb->mark` that tell what is to be masqueraded; 0: none.
+    pub masquerade_mark: u32,
+    /// Replies get the mark, too.
+    pub mark_replies: bool,
     /// First and last node port.
     pub node_port_range: (u16, u16),
     /// First and last source port of SNATed flows; `None`: below the host's ephemeral range.
@@ -90,6 +94,8 @@ impl Default for Options {
             devices: Devices::Auto,
             tc_attach: TcAttach::Auto,
             socket_mode: SocketMode::All,
+            masquerade_mark: 1 << 14,
+            mark_replies: false,
             node_port_range: (30000, 32767),
             snat_ports: None,
             capacity: Capacity::default(),

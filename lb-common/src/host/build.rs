@@ -21,7 +21,7 @@ impl HostTables {
             snat_port_last: 65_535,
             node_port_first: 30_000,
             node_port_last: 32_767,
-            reserved: 0,
+            masquerade_mark: 1 << 14,
             host_namespace: 0,
             // As spread as random ones: small keys put neighbouring ports into one bucket.
             hash_keys: HashKeys::from_random([

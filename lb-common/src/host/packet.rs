@@ -9,7 +9,7 @@ use crate::packet::{
 use crate::table::Config;
 use crate::verdict::Verdict;
 use crate::wire::Difference;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -25,6 +25,8 @@ pub struct PacketWorld {
     pub buckets: HostBuckets,
     /// UDP ends on which the host has a socket: bound, whoever the peer is.
     pub host_sockets: RefCell<HashSet<(std::net::IpAddr, u16)>>,
+    /// The mark of the packet that is treated.
+    pub mark: Cell<u32>,
     scratch: RefCell<Scratch>,
 }
 
@@ -40,6 +42,7 @@ impl PacketWorld {
             env: HostEnv::new(seed),
             buckets: HostBuckets::new(BUCKETS as usize),
             host_sockets: RefCell::default(),
+            mark: Cell::new(0),
             scratch: RefCell::new(Scratch::EMPTY),
         }
     }
@@ -186,6 +189,11 @@ impl Packet for HostPacket<'_> {
     fn prepend(&mut self, by: u32) -> Result<(), Failed> {
         self.bytes.splice(0..0, std::iter::repeat_n(0, by as usize));
         Ok(())
+    }
+
+    fn mark(&mut self, set: u32, clear: u32) {
+        let mark = &self.world.mark;
+        mark.set(mark.get() & !clear | set);
     }
 
     fn has_host_socket(&self, _source: &Endpoint, destination: &Endpoint) -> bool {

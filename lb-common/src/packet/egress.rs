@@ -34,7 +34,7 @@ pub fn egress<P: Packet, W: World>(stage: Stage, packet: &mut P, world: &W) -> N
             Some(mut headers) => open(packet, world, config, &mut headers),
             None => Next::Continue,
         },
-        Stage::Begin | Stage::Refuse | Stage::Return => Next::Continue,
+        Stage::Begin | Stage::Refuse | Stage::Return | Stage::Mark => Next::Continue,
     }
 }
 
@@ -129,7 +129,7 @@ fn request<P: Packet, W: World>(
     if flow.snat_port.0 == 0 {
         return keep(world, headers, Next::Open);
     }
-    snat::translate(packet, world, headers, flow)
+    snat::translate(packet, world, config, headers, flow)
 }
 
 #[inline(always)]
@@ -163,7 +163,7 @@ fn open<P: Packet, W: World>(
     } else {
         flow
     };
-    snat::translate(packet, world, headers, &flow)
+    snat::translate(packet, world, config, headers, &flow)
 }
 
 /// A reply on its way to its client: it comes from the frontend.

@@ -10,7 +10,7 @@ use crate::addr::{Addr, Endpoint, Protocol, ServiceId, Tick};
 use crate::balance::may_be_unserved;
 use crate::env::{Env, PacketTables, Tables};
 use crate::flow::{Flow, FlowState, Flows};
-use crate::table::{BackendState, Config, Filter};
+use crate::table::{BackendState, Config, ConfigFlags, Filter};
 use crate::verdict::Reason;
 use crate::wire::TcpFlags;
 
@@ -23,7 +23,7 @@ pub fn ingress<P: Packet, W: World>(stage: Stage, packet: &mut P, world: &W) -> 
     match stage {
         Stage::OrdinaryV4 => ordinary(packet, world, config, ordinary_v4(packet)),
         Stage::OrdinaryV6 => ordinary(packet, world, config, ordinary_v6(packet)),
-        Stage::Rare => rare(packet, world),
+        Stage::Rare => rare(packet, world, config),
         Stage::Parsed => match kept(world) {
             // Rare packets do without the filter, which only saves time: it is one look at the flow
             // table more for those that are not ours, and less stack for those that are.
@@ -50,6 +50,10 @@ pub fn ingress<P: Packet, W: World>(stage: Stage, packet: &mut P, world: &W) -> 
             Some(mut headers) => node::returned(packet, world, config, &mut headers),
             None => Next::Continue,
         },
+        Stage::Mark => {
+            world.with_scratch(|scratch| mark_reply(packet, world, config, &scratch.headers));
+            Next::Continue
+        }
     }
 }
 
@@ -92,12 +96,15 @@ pub(super) fn keep<W: World>(world: &W, headers: &Headers, next: Next) -> Next {
 
 /// Fragments, options, extension headers, ICMP.
 #[inline(always)]
-fn rare<P: Packet, W: World>(packet: &mut P, world: &W) -> Next {
+fn rare<P: Packet, W: World>(packet: &mut P, world: &W, config: &Config) -> Next {
     match thorough(packet, 0) {
         Thorough::Segment(mut headers) => {
             if !fragment::complete(world.tables(), &mut headers, fragment::Hook::Ingress) {
                 world.tables().count(Reason::FragmentWithoutFirst);
                 return Next::Continue;
+            }
+            if config.has(ConfigFlags::MARK_REPLIES) {
+                mark_reply(packet, world, config, &headers);
             }
             keep(world, &headers, Next::Parsed)
         }
@@ -136,7 +143,23 @@ fn segment<P: Packet, W: World>(
     if may_be_request {
         return request(packet, world, config, headers);
     }
+    if let Some(filter) = filter
+        && config.has(ConfigFlags::MARK_REPLIES)
+        && filter.may_be_backend(&headers.source.addr, headers.source.port, protocol)
+    {
+        return keep(world, headers, Next::Mark);
+    }
     Next::Continue
+}
+
+/// A reply that is translated as it leaves. Routing comes before that, and may want to know.
+#[inline(always)]
+fn mark_reply<P: Packet, W: World>(packet: &mut P, world: &W, config: &Config, headers: &Headers) {
+    let flows = world.flows(config);
+    let found = flows.by_backend(&headers.destination, &headers.source, headers.protocol);
+    if found.is_some() {
+        packet.mark(config.masquerade_mark, 0);
+    }
 }
 
 /// What is to become of a flow that a request has found.
@@ -233,6 +256,14 @@ const fn state_after_request(flags: u8) -> u16 {
     state
 }
 
+/// Marks a packet. The configuration is looked up again: held on to until here, it would need stack.
+#[inline(always)]
+fn mark<P: Packet, W: World>(packet: &mut P, world: &W) {
+    if let Some(config) = world.tables().config() {
+        packet.mark(config.masquerade_mark, 0);
+    }
+}
+
 /// Sends a request on to its backend.
 #[inline(always)]
 pub(super) fn translate<P: Packet, W: World>(
@@ -244,6 +275,9 @@ pub(super) fn translate<P: Packet, W: World>(
     service: ServiceId,
 ) -> Next {
     let tables = world.tables();
+    if flow.state & (FlowState::WANTS_SNAT | FlowState::SNAT_PORT_ONLY) == FlowState::WANTS_SNAT {
+        mark(packet, world);
+    }
     // With the client's own address the port can be replaced here, and must: at egress the packet
     // could not be told from one of the other flow.
     let mut replaced = Ok(());
@@ -283,6 +317,9 @@ fn reply<P: Packet, W: World>(
             .by_alias(&headers.destination, &headers.source, headers.protocol)?;
     if flow.state & FlowState::OF_NODE != 0 {
         return Some(keep(world, headers, Next::Return));
+    }
+    if config.has(ConfigFlags::MARK_REPLIES) {
+        mark(packet, world);
     }
     // A flow that kept the client's address is translated back in one step at egress.
     if flow.state & FlowState::SNAT_PORT_ONLY == 0

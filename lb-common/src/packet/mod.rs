@@ -98,6 +98,8 @@ pub trait Packet {
     /// # Errors
     /// [`Failed`].
     fn prepend(&mut self, by: u32) -> Result<(), Failed>;
+    /// Sets and clears bits of the mark that netfilter and routing rules see.
+    fn mark(&mut self, set: u32, clear: u32);
     /// True if this UDP packet belongs to a socket of the host: one that is connected to its
     /// source, or bound to its destination port.
     fn has_host_socket(&self, source: &Endpoint, destination: &Endpoint) -> bool;

@@ -28,6 +28,7 @@ pub(super) const fn is_snat_port(config: &Config, port: Port) -> bool {
 pub(super) fn translate<P: Packet, W: World>(
     packet: &mut P,
     world: &W,
+    config: &Config,
     headers: &mut Headers,
     flow: &Flow,
 ) -> Next {
@@ -44,6 +45,8 @@ pub(super) fn translate<P: Packet, W: World>(
         tables.count(Reason::RewriteFailed);
         return Next::Drop;
     }
+    // Done: what encapsulates it further on, mark included, must not be taken for another one.
+    packet.mark(0, config.masquerade_mark);
     Next::Continue
 }
 

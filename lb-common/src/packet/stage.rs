@@ -33,6 +33,8 @@ pub enum Stage {
     Refuse,
     /// Ingress: a reply to the node itself is translated back.
     Return,
+    /// Ingress: a reply that needs no translation yet gets its mark.
+    Mark,
 }
 
 /// What is asked of a packet.
@@ -85,6 +87,8 @@ pub enum Next {
     Deliver = 10,
     /// [`Stage::Return`].
     Return = 11,
+    /// [`Stage::Mark`].
+    Mark = 12,
 }
 
 impl Next {
@@ -103,6 +107,7 @@ impl Next {
             9 => Self::Route,
             10 => Self::Deliver,
             11 => Self::Return,
+            12 => Self::Mark,
             _ => Self::Continue,
         }
     }
@@ -155,6 +160,9 @@ pub fn in_stages(family: Family, mut run: impl FnMut(Stage) -> Next) -> Verdict 
         } else if matches!(next, Next::Refuse) {
             next = run(Stage::Refuse);
         }
+    }
+    if matches!(next, Next::Mark) {
+        next = run(Stage::Mark);
     }
     match next {
         Next::Drop => Verdict::Drop,

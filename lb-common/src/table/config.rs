@@ -31,6 +31,9 @@ impl ConfigFlags {
     pub const LOCALHOST_NODE_PORTS: u32 = 1 << 3;
     /// [`Config::service_cidrs`] holds at least one range.
     pub const SERVICE_CIDRS: u32 = 1 << 4;
+    /// Replies get [`Config::masquerade_mark`] as they arrive, for routing rules that must not send them
+    /// elsewhere than the requests came from.
+    pub const MARK_REPLIES: u32 = 1 << 5;
 }
 
 /// How many ServiceCIDRs fit into [`Config`]: as many as make its size a power of two.
@@ -55,8 +58,9 @@ pub struct Config {
     pub node_port_first: u16,
     /// See `node_port_first`.
     pub node_port_last: u16,
-    /// Keeps the rest aligned.
-    pub reserved: u32,
+    /// Bits that are set in the mark of packets on their way to be masqueraded, and cleared once they
+    /// are, as kube-proxy does with its masquerade bit: other people's rules know it. 0: none.
+    pub masquerade_mark: u32,
     /// Secret keys of the flow and filter hashes, drawn once when the tables are created.
     pub hash_keys: HashKeys,
     /// Pods' addresses, if [`ConfigFlags::DETECT_PODS_V4`].

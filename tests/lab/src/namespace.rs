@@ -99,15 +99,27 @@ impl Namespace {
 
     /// Loads netfilter rules (`nft -f`).
     pub fn nft(&self, rules: &str) -> Result<()> {
-        let mut nft = match &self.name {
+        command::feed(self.nft_command().args(["-f", "-"]), rules)
+    }
+
+    /// A chain with its rules and counters.
+    pub fn nft_list(&self, family: &str, table: &str, chain: &str) -> Result<String> {
+        command::output(
+            self.nft_command()
+                .args(["list", "chain", family, table, chain]),
+        )
+    }
+
+    fn nft_command(&self) -> Command {
+        // Unlike its neighbours, nft has no option for a namespace.
+        match &self.name {
             Some(name) => {
                 let mut ip = Command::new("ip");
                 ip.args(["netns", "exec", name, "nft"]);
                 ip
             }
             None => Command::new("nft"),
-        };
-        command::feed(nft.args(["-f", "-"]), rules)
+        }
     }
 
     /// Several `ip` commands in one process, one a line.

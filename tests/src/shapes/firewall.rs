@@ -19,6 +19,19 @@ pub const FORWARD_DROP: Shape = Shape {
     },
 };
 
+/// What kube-proxy masquerades is accepted by its mark, pods' own connections, and whatever answers.
+pub const FORWARD_DROP_BUT_MARKED: Shape = Shape {
+    name: "FORWARD policy DROP, marked packets accepted",
+    network: PodNetwork::Routed,
+    families: &[0, 1],
+    flags: "",
+    build: |stage| {
+        build(stage, |name, pods| {
+            format!("meta mark & 0x4000 == 0x4000 accept\n{name} saddr {pods} accept")
+        })
+    },
+};
+
 fn build(stage: &Stage, accepted: fn(&str, &str) -> String) -> Result<()> {
     for node in stage.lab.nodes() {
         reverse_path_filter(node, "1")?;

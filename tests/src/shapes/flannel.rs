@@ -102,12 +102,12 @@ fn rules(node: &Node) -> String {
                     jump FLANNEL-POSTRTG
                 }}
                 chain FLANNEL-POSTRTG {{
-                    meta mark & 0x4000 == 0x4000 return
+                    meta mark & 0x4000 == 0x4000 counter return
                     {name} saddr {own} {name} daddr {all} return
                     {name} saddr {all} {name} daddr {own} return
                     {name} saddr != {all} {name} daddr {own} return
                     {name} saddr {all} {name} daddr != {multicast} masquerade fully-random
-                    {name} saddr != {all} {name} daddr {all} masquerade fully-random
+                    {name} saddr != {all} {name} daddr {all} counter masquerade fully-random
                 }}
             }}
             table {name} filter {{

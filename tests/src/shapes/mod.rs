@@ -4,14 +4,16 @@
 //! The rules are those that the plugins write (with iptables or nft), in nft's words: the same hooks,
 //! priorities, matches and order. What may not live here: expectations.
 
+mod aws;
 mod bridge;
 mod calico;
 mod firewall;
 mod flannel;
 
+pub use aws::{AWS, AWS_AS_IT_IS};
 pub use bridge::{BRIDGE, BRIDGE_THAT_DROPS_INVALID, BRIDGE_WITH_NETFILTER};
 pub use calico::CALICO;
-pub use firewall::FORWARD_DROP;
+pub use firewall::{FORWARD_DROP, FORWARD_DROP_BUT_MARKED};
 pub use flannel::FLANNEL;
 
 use crate::paths;

@@ -93,7 +93,7 @@ fields! { FIELDS:
     PROFILING = "enableProfiling" ["profiling"], Bool "false" Ignored "there are no Go profiles";
     HIDDEN_METRICS = "showHiddenMetricsForVersion" ["show-hidden-metrics-for-version"], Text "\"\"" Ignored "no metric is hidden";
     MODE = "mode" ["proxy-mode"], Text "\"iptables\"" Honoured "The eBPF programs serve in every mode. It decides where the modes differ: see below.";
-    MASQUERADE_BIT = "iptables.masqueradeBit" ["iptables-masquerade-bit"], Int "14" Ignored "packets are not marked for masquerading";
+    MASQUERADE_BIT = "iptables.masqueradeBit" ["iptables-masquerade-bit"], Int "14" Honoured "The bit of the mark that packets carry until they are SNATed; counts in the modes iptables and ipvs. `--masquerade-mark` wins.";
     IPTABLES_MASQUERADE_ALL = "iptables.masqueradeAll" ["masquerade-all"], Bool "false" Honoured "Every connection to a ClusterIP is SNATed; counts in the modes iptables and ipvs.";
     LOCALHOST_NODE_PORTS = "iptables.localhostNodePorts" ["iptables-localhost-nodeports"], Bool "true" Honoured "Node ports answer on 127.0.0.0/8; counts in mode iptables.";
     IPTABLES_SYNC = "iptables.syncPeriod" ["iptables-sync-period"], Duration "\"30s\"" Honoured "A change that waits twice as long makes the node unhealthy.";
@@ -106,7 +106,7 @@ fields! { FIELDS:
     IPVS_TCP_TIMEOUT = "ipvs.tcpTimeout" ["ipvs-tcp-timeout"], Duration "\"0s\"" Ignored "IPVS carries no connections";
     IPVS_FIN_TIMEOUT = "ipvs.tcpFinTimeout" ["ipvs-tcpfin-timeout"], Duration "\"0s\"" Ignored "IPVS carries no connections";
     IPVS_UDP_TIMEOUT = "ipvs.udpTimeout" ["ipvs-udp-timeout"], Duration "\"0s\"" Ignored "IPVS carries no connections";
-    NFTABLES_BIT = "nftables.masqueradeBit" [], Int "14" Ignored "packets are not marked for masquerading";
+    NFTABLES_BIT = "nftables.masqueradeBit" [], Int "14" Honoured "As `iptables.masqueradeBit`, in mode nftables.";
     NFTABLES_MASQUERADE_ALL = "nftables.masqueradeAll" [], Bool "false" Honoured "As `iptables.masqueradeAll`, in mode nftables.";
     NFTABLES_SYNC = "nftables.syncPeriod" [], Duration "\"30s\"" Honoured "As `iptables.syncPeriod`, in mode nftables.";
     NFTABLES_MIN_SYNC = "nftables.minSyncPeriod" [], Duration "\"1s\"" Honoured "As `iptables.minSyncPeriod`, in mode nftables.";

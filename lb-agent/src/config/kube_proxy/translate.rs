@@ -5,7 +5,7 @@ use super::document::Document;
 use super::field::{self, Field, Treatment};
 use super::flags::Flags;
 use super::meaning::{DetectLocal, Mode, Remark, Translated};
-use crate::cli::values::{BindAddress, Cidr, List, LogFormat};
+use crate::cli::values::{BindAddress, Cidr, List, LogFormat, Mark};
 use crate::model::NodePortAddresses;
 use crate::model::desired::Family;
 use crate::net::limits::Conntrack;
@@ -367,6 +367,12 @@ impl Translated {
                 self.problem(field, "a mark has the bits 0 to 31");
             }
         }
+        let bit = match self.kube_proxy.mode {
+            Mode::Nftables => document.int(&field::NFTABLES_BIT),
+            Mode::Iptables | Mode::Ipvs => document.int(&field::MASQUERADE_BIT),
+        };
+        let mark = bit.and_then(|bit| 1_u32.checked_shl(u32::try_from(bit).ok()?));
+        self.args.masquerade_mark = mark.map(Mark);
         let score = document.int(&field::OOM_SCORE).unwrap_or(-999);
         match i32::try_from(score)
             .ok()

@@ -6,6 +6,7 @@
 mod errors;
 mod flows;
 mod fragments;
+mod marks;
 mod node;
 mod refuse;
 mod rewrite;
