@@ -4,6 +4,7 @@
 //! point the same way: nothing downstream is known upstream.
 
 pub mod app;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod datapath;

@@ -3,11 +3,12 @@
 
 use anyhow::Context;
 use clap::Parser;
+use lb_agent::check::{findings, look};
 use lb_agent::cli::args::{
-    self, Cli, Command, DirectoryArgs, ReferencePage, RunArgs, ServicesArgs,
+    self, CheckArgs, Cli, Command, DirectoryArgs, ReferencePage, RunArgs, ServicesArgs,
 };
 use lb_agent::cli::presence::{self, Presence};
-use lb_agent::cli::{privileges, reference, run, services, status};
+use lb_agent::cli::{check, privileges, reference, run, services, status};
 use lb_agent::config::Settings;
 use lb_agent::config::kube_proxy::field;
 use lb_agent::datapath::{self, DEFAULT_DIRECTORY, Reader, memory};
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         }
         Command::Services(args) => list(&args),
         Command::Status(args) => show(&args),
+        Command::Check(args) => return examine(&args),
         Command::Cleanup(args) => clean(&args),
         Command::Reference { page } => print(&match page {
             ReferencePage::Cli => reference::markdown(),
@@ -98,6 +100,32 @@ fn list(args: &ServicesArgs) -> anyhow::Result<()> {
     privileges::check().map_err(anyhow::Error::msg)?;
     let views = Reader::open(&args.directory.bpffs)?.services()?;
     print(&services::render(&views, args.output))
+}
+
+/// Without privileges there is less to see, which is said, too.
+fn examine(args: &CheckArgs) -> ExitCode {
+    let range = args.service_node_port_range;
+    let wanted = look::Wanted {
+        bpffs: &args.directory.bpffs,
+        cgroup_root: args.cgroup_root.as_deref(),
+        node_ports: (range.first, range.last),
+    };
+    let found = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start")
+        .and_then(|runtime| {
+            let machine = runtime.block_on(look::look(&wanted));
+            Ok(findings::findings(&machine.context("cannot ask netlink")?))
+        });
+    let printed = found.and_then(|found| {
+        print(&check::render(&found, args.output)?)?;
+        Ok(check::has_problem(&found))
+    });
+    match printed {
+        Ok(true) => ExitCode::FAILURE,
+        other => exit_code(other.map(drop)),
+    }
 }
 
 fn show(args: &DirectoryArgs) -> anyhow::Result<()> {

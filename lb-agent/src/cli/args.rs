@@ -2,8 +2,8 @@
 //! [`crate::config`].
 
 use crate::cli::values::{
-    BindAddress, Cidr, EndpointsApi, List, LogFormat, Mark, Output, PortRange, SocketLoadBalancing,
-    TcAttach, choice,
+    BindAddress, Cidr, EndpointsApi, Format, List, LogFormat, Mark, Output, PortRange,
+    SocketLoadBalancing, TcAttach, choice,
 };
 use crate::config::kube_proxy::Flags;
 use crate::datapath::{DEFAULT_DIRECTORY, Devices};
@@ -61,6 +61,9 @@ pub enum Command {
     Services(ServicesArgs),
     /// Shows what is loaded and attached, how full the tables are and which agent holds the lock.
     Status(DirectoryArgs),
+    /// Looks for what on this machine keeps Services from working, and says what to do about it;
+    /// changes nothing. Ends with 1 if something will not work.
+    Check(CheckArgs),
     /// Removes every program, link and table of a directory; nothing is balanced afterwards.
     Cleanup(DirectoryArgs),
     /// Prints a page of the reference.
@@ -88,6 +91,23 @@ pub struct DirectoryArgs {
     /// The agent's directory on a BPF filesystem.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_DIRECTORY)]
     pub bpffs: PathBuf,
+}
+
+/// Options of `check`.
+#[derive(Args, Clone, Debug)]
+pub struct CheckArgs {
+    /// The directory.
+    #[command(flatten)]
+    pub directory: DirectoryArgs,
+    /// The cgroup that `run` is given.
+    #[arg(long, value_name = "DIR")]
+    pub cgroup_root: Option<PathBuf>,
+    /// The range node ports lie in.
+    #[arg(long, value_name = "A-B", default_value = "30000-32767")]
+    pub service_node_port_range: PortRange,
+    /// How to print.
+    #[arg(short, long, value_enum, default_value_t, ignore_case = true)]
+    pub output: Format,
 }
 
 /// Options of `services`.

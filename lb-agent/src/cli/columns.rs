@@ -17,6 +17,11 @@ impl Columns {
         }
     }
 
+    /// Without headings.
+    pub(crate) const fn headless() -> Self {
+        Self { rows: Vec::new() }
+    }
+
     /// Adds a row; it may have fewer cells than there are headings.
     pub(crate) fn row(&mut self, cells: Vec<String>) {
         self.rows.push(cells);

@@ -2,6 +2,7 @@
 //! traffic is balanced.
 
 pub mod args;
+pub mod check;
 mod columns;
 pub mod presence;
 pub mod privileges;

@@ -11,8 +11,7 @@ const BPF: u32 = 39;
 
 /// One sentence if this process may not load programs and attach them.
 pub fn check() -> Result<(), String> {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let missing = missing(effective(&status));
+    let missing = missing_here();
     if missing.is_empty() {
         return Ok(());
     }
@@ -21,6 +20,12 @@ pub fn check() -> Result<(), String> {
          run it with sudo",
         missing.join(", ")
     ))
+}
+
+/// The capabilities of [`check`] that this process has not.
+pub fn missing_here() -> Vec<&'static str> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    missing(effective(&status))
 }
 
 /// The effective set of `/proc/<pid>/status`; unreadable means none.

@@ -92,6 +92,16 @@ pub enum Output {
     Json,
 }
 
+/// How `check` prints.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub enum Format {
+    /// A line for what was found, and one for what to do about it.
+    #[default]
+    Table,
+    /// One JSON document.
+    Json,
+}
+
 /// Reads a [`ValueEnum`] from the configuration file, by the names the command line knows.
 pub(crate) fn choice<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where

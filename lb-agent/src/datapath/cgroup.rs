@@ -40,6 +40,14 @@ pub(super) fn open(given: Option<&Path>) -> Result<(PathBuf, File), StartError> 
     Ok((path, file))
 }
 
+/// The cgroup that an agent would attach to, or why it would not.
+pub fn root(given: Option<&Path>) -> Result<PathBuf, String> {
+    match open(given) {
+        Ok((path, _)) => Ok(path),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 /// The root cgroup alone has no `cgroup.type`, and its inode is the first of its file system. In a
 /// cgroup namespace a container's own cgroup is mounted as if it were the root, but has both.
 fn is_root(path: &Path) -> bool {

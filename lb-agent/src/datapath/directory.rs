@@ -178,6 +178,12 @@ fn same_file(file: &File, path: &Path) -> bool {
     }
 }
 
+/// True if an agent could pin things here: on a bpffs, or where one would be mounted.
+pub fn is_usable(path: &Path) -> bool {
+    let existing = path.ancestors().find(|path| path.exists());
+    path.starts_with(DEFAULT_MOUNT) || existing.is_some_and(is_bpffs)
+}
+
 /// True if `path` lies on a bpffs.
 pub(super) fn is_bpffs(path: &Path) -> bool {
     statfs(path).is_ok_and(|info| info.filesystem_type() == BPF_FS)

@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long an agent may take to its first complete sync on a loaded machine, or on one that is
@@ -198,13 +198,25 @@ impl Agent {
     /// Runs another command of the agent on `node` (`services`, `status`, `cleanup`, …) against
     /// its bpffs and returns its output.
     pub fn tool(lab: &Lab, node: &Node, words: &str) -> Result<String> {
+        command::output(&mut Self::tool_command(lab, node, words)?)
+    }
+
+    /// The same for commands whose exit code is part of the answer.
+    pub fn tool_output(lab: &Lab, node: &Node, words: &str) -> Result<Output> {
+        let mut command = Self::tool_command(lab, node, words)?;
+        let shown = command::show(&command);
+        let output = command.stdin(Stdio::null()).output();
+        output.with_context(|| format!("cannot start `{shown}`"))
+    }
+
+    fn tool_command(lab: &Lab, node: &Node, words: &str) -> Result<Command> {
         let bpffs = lab.bpffs(node.name())?;
         let mut command: Command = node.place().command(binary()?)?;
         command
             .args(words.split_whitespace())
             .arg("--bpffs")
             .arg(&bpffs);
-        command::output(&mut command)
+        Ok(command)
     }
 }
 
