@@ -439,9 +439,16 @@ impl Agent {
     }
 
     fn take_facts(&mut self, facts: Facts) {
+        let own = facts.own_addresses().map(|own| own.address).collect();
         self.facts = facts;
+        let dirty = self.state.set_host_addresses(own);
         self.update_machine();
         self.take_over();
+        if self.planned && !dirty.is_empty() {
+            let plan = self.plan_for(&dirty);
+            self.enqueue(plan);
+            self.write();
+        }
     }
 
     fn update_machine(&mut self) {

@@ -105,6 +105,7 @@ mod tests {
             Refusal::Unspecified,
             Refusal::ClusterIpOfAnother(another.clone()),
             Refusal::ServiceAddress(another.clone()),
+            Refusal::OnThisNode,
             Refusal::OutsideAllowedRanges,
             Refusal::HeldByAnother(another),
         ];

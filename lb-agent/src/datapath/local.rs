@@ -15,8 +15,6 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use zerocopy::{FromBytes, IntoBytes};
 
-/// IPVS mode binds every service address to this device; those are not the node's own.
-const IPVS_DEVICE: &str = "kube-ipvs0";
 /// `SO_NETNS_COOKIE` of `asm-generic/socket.h` (since 5.14).
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
@@ -95,16 +93,7 @@ impl Local {
         node: &NodeFacts,
         in_use: &dyn Fn() -> io::Result<HashSet<u32>>,
     ) -> io::Result<()> {
-        let names: HashMap<u32, &str> = facts
-            .devices
-            .iter()
-            .map(|device| (device.index, device.name.as_str()))
-            .collect();
-        let own: Vec<&NodeAddress> = facts
-            .addresses
-            .iter()
-            .filter(|address| names.get(&address.device) != Some(&IPVS_DEVICE))
-            .collect();
+        let own: Vec<&NodeAddress> = facts.own_addresses().collect();
         self.update_addresses(&own, options, node)?;
         self.update_sources(tables, facts, &own, in_use)?;
         self.update_namespace(&own)

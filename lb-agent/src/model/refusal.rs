@@ -28,6 +28,8 @@ pub enum Reason {
     ClusterIpOfAnother(ObjectName),
     /// An endpoint on a ClusterIP.
     ServiceAddress(ObjectName),
+    /// A ClusterIP that this node has on a device, bound there by somebody who answers it here.
+    OnThisNode,
     /// Outside the ranges the operator allows.
     OutsideAllowedRanges,
     /// An older service has this address, port and protocol.
@@ -48,6 +50,7 @@ impl Reason {
             Self::Unspecified => "unspecified",
             Self::ClusterIpOfAnother(_) => "cluster_ip_of_another_service",
             Self::ServiceAddress(_) => "endpoint_on_service_address",
+            Self::OnThisNode => "address_of_this_node",
             Self::OutsideAllowedRanges => "outside_allowed_ranges",
             Self::HeldByAnother(_) => "held_by_another_service",
         }
@@ -84,6 +87,9 @@ impl fmt::Display for Reason {
             Self::ServiceAddress(service) => write!(
                 f,
                 "it is the ClusterIP of Service {service}, and a service is no endpoint; list that service's pods instead"
+            ),
+            Self::OnThisNode => f.write_str(
+                "this node has it on a device, and whoever put it there answers it (NodeLocal DNSCache does so); remove it from the device if it is to be balanced",
             ),
             Self::OutsideAllowedRanges => f.write_str(
                 "it lies outside the ranges this cluster allows for external addresses; use one inside, or have the range allowed",

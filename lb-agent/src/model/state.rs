@@ -43,6 +43,8 @@ pub struct State {
     /// ClusterIPs that are also an external address of some service, or an endpoint's. Normally
     /// empty; kept so that nobody has to look for them.
     pub(super) suspicious: BTreeSet<IpAddr>,
+    /// This node's own addresses: a ClusterIP among them is somebody else's to answer.
+    pub(super) host_addresses: BTreeSet<IpAddr>,
     pub(super) refused: BTreeMap<(Kind, Arc<ObjectName>), Box<[Refusal]>>,
     pub(super) not_served: BTreeMap<Arc<ObjectName>, Box<[Feature]>>,
     /// The ranges of ClusterIPs the operator typed; those of objects come on top.
@@ -73,6 +75,7 @@ impl State {
             external_addresses: HashMap::new(),
             endpoint_addresses: HashMap::new(),
             suspicious: BTreeSet::new(),
+            host_addresses: BTreeSet::new(),
             refused: BTreeMap::new(),
             not_served: BTreeMap::new(),
             triggers: TriggerTimes::default(),
@@ -127,6 +130,21 @@ impl State {
             }
             Change::Complete(kind) => self.complete_listing(kind),
         }
+    }
+
+    /// Takes this node's addresses, as its devices have them. Returns the service ports whose
+    /// [`desired`](Self::desired) may be another now.
+    pub fn set_host_addresses(&mut self, addresses: BTreeSet<IpAddr>) -> Dirty {
+        let mut dirty = Dirty::new();
+        for address in addresses.symmetric_difference(&self.host_addresses) {
+            for name in self.cluster_ips.get(address).into_iter().flatten() {
+                if let Some(service) = self.services.get(name) {
+                    add_names(&mut dirty, name, service, Some(Family::of(*address)));
+                }
+            }
+        }
+        self.host_addresses = addresses;
+        dirty
     }
 
     /// When the changes happened that were applied since the last call, as the slices' annotations

@@ -97,6 +97,17 @@ impl State {
         for address in &self.suspicious {
             self.add_suspicious(*address, &mut refusals);
         }
+        for address in &self.host_addresses {
+            for name in self.cluster_ips.get(address).into_iter().flatten() {
+                refusals.insert(Refusal {
+                    kind: Kind::Service,
+                    object: name.as_ref().clone(),
+                    field: "spec.clusterIPs",
+                    value: address.to_string(),
+                    reason: Reason::OnThisNode,
+                });
+            }
+        }
         refusals
     }
 
@@ -190,7 +201,10 @@ impl State {
         let mut frontends = frontend::candidates(service, port, family);
         frontends.retain(|one| {
             let me = claimant(name, service, index, one.kind);
-            self.claims.holder(&frontend::claim(one, port)) == Some(&me)
+            let on_this_node = one.kind == FrontendKind::ClusterIp
+                && exact(one.address).is_some_and(|address| self.host_addresses.contains(&address));
+            !on_this_node
+                && self.claims.holder(&frontend::claim(one, port)) == Some(&me)
                 && (one.kind == FrontendKind::ClusterIp
                     || exact(one.address)
                         .is_none_or(|address| self.foreign_cluster_ip(name, address).is_none()))

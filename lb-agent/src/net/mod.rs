@@ -54,6 +54,19 @@ pub struct Facts {
     pub addresses: Vec<LocalAddress>,
 }
 
+/// IPVS mode binds every service address to this device; those are not the node's own.
+const IPVS_DEVICE: &str = "kube-ipvs0";
+
+impl Facts {
+    /// The node's own addresses.
+    pub fn own_addresses(&self) -> impl Iterator<Item = &LocalAddress> {
+        let is_ipvs = |device: &&Device| device.name == IPVS_DEVICE;
+        let ipvs = self.devices.iter().find(is_ipvs).map(|device| device.index);
+        let addresses = self.addresses.iter();
+        addresses.filter(move |address| Some(address.device) != ipvs)
+    }
+}
+
 /// Follows the machine's devices and addresses. Sends a first listing at once and another whenever
 /// something changed; ends when nobody listens. Must be called in the network namespace to follow.
 pub fn follow() -> io::Result<mpsc::Receiver<Facts>> {

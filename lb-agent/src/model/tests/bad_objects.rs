@@ -1,6 +1,7 @@
 //! Bad objects are refused with a reason, and hurt nothing else.
 
 use super::*;
+use lb_common::table::FrontendKind;
 use std::sync::Arc;
 
 fn reasons(state: &State) -> Vec<(Arc<str>, &'static str)> {
@@ -264,4 +265,34 @@ fn ports_that_cannot_be_served_are_refused_and_the_others_stay() {
         ]
     );
     assert_eq!(state.names().len(), 1);
+}
+
+#[test]
+fn a_cluster_ip_on_a_device_of_this_node_is_not_served_and_its_node_port_is() {
+    let mut state = state();
+    state.apply(slice("s", "web", json!([ready("10.0.0.1", "here")])));
+    let spec = json!({"type": "NodePort", "clusterIP": "10.96.0.1",
+        "ports": [{"name": "http", "port": 80, "nodePort": 30080}]});
+    state.apply(service("web", spec));
+    let kinds = |state: &State| {
+        let all = state.desired_all();
+        let kinds = all
+            .values()
+            .flat_map(|one| one.frontends.iter().map(|one| one.kind));
+        kinds.collect::<Vec<_>>()
+    };
+    assert_eq!(kinds(&state).len(), 2);
+    let dirty = state.set_host_addresses(["10.96.0.1".parse().unwrap()].into());
+    assert_eq!(dirty.len(), 1);
+    assert_eq!(kinds(&state), [FrontendKind::NodePort]);
+    assert_eq!(reasons(&state), [("web".into(), "address_of_this_node")]);
+    // External addresses on a node's device are served, as kube-proxy does.
+    assert_eq!(
+        state
+            .set_host_addresses(["192.168.0.1".parse().unwrap()].into())
+            .len(),
+        1
+    );
+    assert_eq!(kinds(&state).len(), 2);
+    assert!(reasons(&state).is_empty());
 }
