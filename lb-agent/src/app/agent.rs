@@ -1,10 +1,12 @@
 //! The agent's state and the loop around it.
 
+mod machine;
+mod report;
+
 use super::account::{Batch, FamilyWork, LocalGaps, families_of, index};
 use super::{AppError, Refusal, Snapshot};
 use crate::datapath::{Datapath, DeviceProblem, memory};
 use crate::model::desired::{Family, ServicePortName};
-use crate::model::frontend::select_node_port_addresses;
 use crate::model::node::NodeFacts;
 use crate::model::{Dirty, State};
 use crate::net::Facts;
@@ -15,7 +17,6 @@ use k8s_openapi::jiff::Timestamp;
 use std::collections::{BTreeSet, VecDeque};
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -380,33 +381,6 @@ impl Agent {
         }
     }
 
-    /// An agent with another table layout ran here before: now that everything is served by ours,
-    /// its programs and tables go.
-    fn take_over(&mut self) {
-        let ready = self.snapshot.borrow().synced && !self.facts.devices.is_empty();
-        if !ready || !self.datapath.succeeds_another_layout() {
-            return;
-        }
-        let taken = self
-            .datapath
-            .take_over(&self.facts, self.state.options(), &self.node);
-        match taken {
-            Ok(removed) => {
-                for directory in removed {
-                    tracing::info!(
-                        directory = %directory.display(),
-                        "took over from an agent with another table layout; connections that its \
-                         flow table carried on the packet path end"
-                    );
-                }
-            }
-            Err(error) => tracing::warn!(
-                error = format!("{:#}", anyhow::Error::from(error)),
-                "what an agent with another table layout left is still attached"
-            ),
-        }
-    }
-
     fn wait_for(&mut self, fence: Fence) {
         self.waiting = Some(match self.datapath.grace() {
             Ok(grace) => Box::pin(async move {
@@ -438,74 +412,6 @@ impl Agent {
         self.write();
     }
 
-    fn take_facts(&mut self, facts: Facts) {
-        let own = facts.own_addresses().map(|own| own.address).collect();
-        self.facts = facts;
-        let dirty = self.state.set_host_addresses(own);
-        self.update_machine();
-        self.take_over();
-        if self.planned && !dirty.is_empty() {
-            let plan = self.plan_for(&dirty);
-            self.enqueue(plan);
-            self.write();
-        }
-    }
-
-    fn update_machine(&mut self) {
-        let updated = self
-            .datapath
-            .update_machine(&self.facts, self.state.options(), &self.node);
-        let problems = match updated {
-            Ok(problems) => problems,
-            Err(error) => vec![DeviceProblem {
-                device: String::new(),
-                message: format!("the tables about this node cannot be written: {error}"),
-            }],
-        };
-        for problem in &problems {
-            tracing::warn!(device = problem.device, "{}", problem.message);
-        }
-        let devices = self.datapath.device_names(&self.facts);
-        let attached = problems.is_empty() || !devices.is_empty();
-        let health_addresses = self.health_addresses();
-        let node_eligible = self.node.eligible;
-        self.device_problems = problems;
-        self.snapshot.send_modify(|snapshot| {
-            snapshot.attached = attached;
-            snapshot.health_addresses = health_addresses;
-            snapshot.node_eligible = node_eligible;
-        });
-        self.report();
-    }
-
-    /// Where health check node ports are served: where node ports are.
-    fn health_addresses(&self) -> Vec<IpAddr> {
-        let own: Vec<IpAddr> = (self.facts.addresses.iter())
-            .map(|address| address.address)
-            .collect();
-        let mut found = Vec::new();
-        for (family, all) in [
-            (Family::V4, IpAddr::from(Ipv4Addr::UNSPECIFIED)),
-            (Family::V6, IpAddr::from(Ipv6Addr::UNSPECIFIED)),
-        ] {
-            let options = self.state.options();
-            let chosen = select_node_port_addresses(options, &self.node, &own, family);
-            if chosen.match_all {
-                found.push(all);
-            } else {
-                found.extend(chosen.addresses);
-            }
-        }
-        found
-    }
-
-    fn configure(&mut self) {
-        if let Err(error) = self.datapath.configure(self.state.options(), &self.node) {
-            tracing::error!(%error, "the configuration cannot be written");
-        }
-        self.update_machine();
-    }
-
     /// Frees what no flow needs any more.
     fn sweep(&mut self) {
         if !self.device_problems.is_empty() {
@@ -534,95 +440,6 @@ impl Agent {
         self.retry_refused();
         self.write();
         self.report();
-    }
-
-    fn probe(&mut self) {
-        let answer = self.datapath.probe();
-        let mended = match &answer {
-            Ok(()) => 0,
-            Err(wrong) => self.mend(wrong),
-        };
-        self.snapshot.send_modify(|snapshot| {
-            // The next probe tells whether mending helped.
-            snapshot.probe = Some(answer);
-            snapshot.mended += mended;
-        });
-    }
-
-    /// Puts back what somebody else detached, and says so.
-    fn mend(&mut self, wrong: &str) -> u64 {
-        let mended = self
-            .datapath
-            .mend(&self.facts, self.state.options(), &self.node);
-        match mended {
-            Ok(0) => {
-                tracing::error!(wrong, "the datapath does not work as it should");
-                0
-            }
-            Ok(places) => {
-                tracing::warn!(wrong, places, "attached again");
-                places
-            }
-            Err(error) => {
-                let error = format!("{:#}", anyhow::Error::from(error));
-                tracing::error!(wrong, error, "cannot be attached again; tried again soon");
-                0
-            }
-        }
-    }
-
-    /// Publishes what is refused, and says it once.
-    fn report(&mut self) {
-        let mut refusals: BTreeSet<Refusal> = self
-            .state
-            .refusals()
-            .iter()
-            .map(|refusal| Refusal {
-                object: refusal.object.to_string(),
-                reason: refusal.reason.name().to_owned(),
-                message: refusal.to_string(),
-            })
-            .collect();
-        refusals.extend(
-            self.planner
-                .refused()
-                .iter()
-                .map(|(name, refused)| Refusal {
-                    object: name.to_string(),
-                    reason: refused.reason().to_owned(),
-                    message: format!("Service {name}: {}", refused.message()),
-                }),
-        );
-        let not_served: Vec<Refusal> = self
-            .state
-            .not_served()
-            .iter()
-            .map(|one| Refusal {
-                object: one.service.to_string(),
-                reason: one.feature.name().to_owned(),
-                message: one.to_string(),
-            })
-            .collect();
-        let all: BTreeSet<Refusal> = refusals.iter().chain(&not_served).cloned().collect();
-        for news in all.difference(&self.told) {
-            tracing::warn!(
-                object = news.object,
-                reason = news.reason,
-                "{}",
-                news.message
-            );
-        }
-        self.told = all;
-        let (services, endpoints) = self.planner.served();
-        let fill = self.datapath.fill(self.planner.used(), self.flows);
-        let devices = self.datapath.device_names(&self.facts);
-        self.snapshot.send_modify(|snapshot| {
-            snapshot.refusals = refusals.into_iter().collect();
-            snapshot.not_served = not_served;
-            (snapshot.services, snapshot.endpoints) = (services, endpoints);
-            snapshot.fill = fill;
-            snapshot.devices = devices;
-        });
     }
 }
 

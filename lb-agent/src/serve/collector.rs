@@ -1,13 +1,13 @@
 //! The metrics page: made anew at each scrape from the live tables and the agent's snapshot.
 //! Nothing is cached and nothing is copied while nobody asks.
 
-use crate::app::account::{FAMILIES, FamilyWork};
-use crate::app::{Durations, Snapshot};
+use crate::app::Snapshot;
 use crate::datapath::{Fill, ReadError, Reader, ServiceView};
 use crate::model::desired::Family;
 use crate::serve::catalog::{self, Metric};
 use crate::serve::page::{Sample, Value, write};
 use crate::serve::process::ProcessFacts;
+use crate::serve::work::write_work;
 use lb_common::addr::Protocol;
 use lb_common::table::{BackendState, LAYOUT_VERSION};
 use lb_common::verdict::Reason;
@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// One reading of the tables.
@@ -331,62 +331,6 @@ fn write_snapshot(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> f
             .iter()
             .map(|(reason, count)| Sample::labelled([*reason], Value::Count(*count))),
     )
-}
-
-/// A histogram of one family's work.
-type Histogram = fn(&FamilyWork) -> &Durations;
-
-/// The agent's own work, as kube-proxy's dashboards ask for it.
-fn write_work(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> fmt::Result {
-    let synced = snapshot.updates.map(|updates| updates.served_at());
-    let queued = [0, 1].map(|at: usize| snapshot.work[at].queued);
-    for (metric, times) in [
-        (&catalog::LAST_SYNC, synced),
-        (&catalog::LAST_QUEUED, queued),
-    ] {
-        let samples = FAMILIES.iter().zip(times).filter_map(|(family, at)| {
-            let at = at?.duration_since(UNIX_EPOCH).ok()?;
-            let value = Value::Number(at.as_secs_f64());
-            Some(Sample::labelled([family_name(*family)], value))
-        });
-        write(encoder, metric, samples)?;
-    }
-    let histograms: [(&Metric, Histogram); 4] = [
-        (&catalog::SYNC_DURATION, |work| &work.syncs),
-        (&catalog::FULL_SYNC, |work| &work.full),
-        (&catalog::PARTIAL_SYNC, |work| &work.partial),
-        (&catalog::PROGRAMMING, |work| &work.programming),
-    ];
-    for (metric, of) in histograms {
-        let samples = FAMILIES.iter().zip(&snapshot.work).map(|(family, work)| {
-            let durations = of(work);
-            let value = Value::Histogram {
-                sum: durations.sum(),
-                buckets: durations.buckets().collect(),
-            };
-            Sample::labelled([family_name(*family)], value)
-        });
-        write(encoder, metric, samples)?;
-    }
-    let (services, endpoints) = (&snapshot.service_changes, &snapshot.endpoint_changes);
-    for (metric, value) in [
-        (&catalog::SERVICE_CHANGES, services.seen),
-        (&catalog::SERVICE_CHANGES_PENDING, services.pending),
-        (&catalog::ENDPOINT_CHANGES, endpoints.seen),
-        (&catalog::ENDPOINT_CHANGES_PENDING, endpoints.pending),
-    ] {
-        write(encoder, metric, [Sample::plain(Value::Count(value))])?;
-    }
-    let gaps = FAMILIES
-        .iter()
-        .zip(&snapshot.work)
-        .flat_map(|(family, work)| {
-            let gaps = work.no_local;
-            [("internal", gaps.internal), ("external", gaps.external)].map(|(policy, count)| {
-                Sample::labelled([family_name(*family), policy], Value::Count(count as u64))
-            })
-        });
-    write(encoder, &catalog::NO_LOCAL, gaps)
 }
 
 fn write_process(encoder: &mut DescriptorEncoder<'_>, facts: &ProcessFacts) -> fmt::Result {

@@ -13,6 +13,7 @@ pub mod reference;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod work;
 
 pub use collector::{Answers, NodeMetrics, PinnedTables, Reading, TableView};
 pub(crate) use collector::{family_name, protocol_name};

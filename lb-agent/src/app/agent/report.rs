@@ -1,0 +1,61 @@
+//! What the loop tells: what is refused and what is served.
+
+use super::Agent;
+use crate::app::Refusal;
+use std::collections::BTreeSet;
+
+impl Agent {
+    /// Publishes what is refused, and says it once.
+    pub(super) fn report(&mut self) {
+        let mut refusals: BTreeSet<Refusal> = self
+            .state
+            .refusals()
+            .iter()
+            .map(|refusal| Refusal {
+                object: refusal.object.to_string(),
+                reason: refusal.reason.name().to_owned(),
+                message: refusal.to_string(),
+            })
+            .collect();
+        refusals.extend(
+            self.planner
+                .refused()
+                .iter()
+                .map(|(name, refused)| Refusal {
+                    object: name.to_string(),
+                    reason: refused.reason().to_owned(),
+                    message: format!("Service {name}: {}", refused.message()),
+                }),
+        );
+        let not_served: Vec<Refusal> = self
+            .state
+            .not_served()
+            .iter()
+            .map(|one| Refusal {
+                object: one.service.to_string(),
+                reason: one.feature.name().to_owned(),
+                message: one.to_string(),
+            })
+            .collect();
+        let all: BTreeSet<Refusal> = refusals.iter().chain(&not_served).cloned().collect();
+        for news in all.difference(&self.told) {
+            tracing::warn!(
+                object = news.object,
+                reason = news.reason,
+                "{}",
+                news.message
+            );
+        }
+        self.told = all;
+        let (services, endpoints) = self.planner.served();
+        let fill = self.datapath.fill(self.planner.used(), self.flows);
+        let devices = self.datapath.device_names(&self.facts);
+        self.snapshot.send_modify(|snapshot| {
+            snapshot.refusals = refusals.into_iter().collect();
+            snapshot.not_served = not_served;
+            (snapshot.services, snapshot.endpoints) = (services, endpoints);
+            snapshot.fill = fill;
+            snapshot.devices = devices;
+        });
+    }
+}
