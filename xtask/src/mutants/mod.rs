@@ -200,3 +200,31 @@ fn test_binaries(mutants: &[&Mutant]) -> Result<BTreeMap<&'static str, PathBuf>>
     };
     names.into_iter().map(find).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{ALL, workspace};
+    use std::collections::BTreeSet;
+    use std::fs;
+
+    #[test]
+    fn every_mutant_names_what_is_there_once_and_tests_that_exist() {
+        let root = workspace::root();
+        let mut seen = BTreeSet::new();
+        for mutant in ALL {
+            assert!(seen.insert(mutant.name), "{} is there twice", mutant.name);
+            let read = |path: String| fs::read_to_string(root.join(&path)).expect("a source file");
+            let source = read(format!("lb-common/src/{}", mutant.file));
+            let count = source.matches(mutant.text).count();
+            assert_eq!(count, 1, "{} in {}", mutant.name, mutant.file);
+            let (binary, filter) = mutant.kernel;
+            let tests = read(format!("tests/tests/{binary}.rs"));
+            let named = |line: &str| line.starts_with("fn ") && line.contains(filter);
+            assert!(
+                tests.lines().any(named),
+                "{}: {binary} {filter}",
+                mutant.name
+            );
+        }
+    }
+}
