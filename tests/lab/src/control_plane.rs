@@ -3,6 +3,7 @@
 //!
 //! What may not live here: objects. Who starts a control plane says what is on it.
 
+use crate::daemon::Daemon;
 use crate::{Place, command};
 use anyhow::{Context, Result, anyhow, bail};
 use std::fs::{self, File};
@@ -10,7 +11,7 @@ use std::io::{Read, Write};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// The port of the API server.
@@ -74,53 +75,6 @@ pub struct Settings {
     pub service_ranges: String,
     /// Further flags of the API server.
     pub flags: Vec<String>,
-}
-
-/// A process with a log, killed and reaped on drop.
-#[derive(Debug)]
-struct Daemon {
-    child: Child,
-    name: &'static str,
-    log: PathBuf,
-}
-
-impl Daemon {
-    fn start(name: &'static str, mut command: Command, dir: &Path) -> Result<Self> {
-        let log = dir.join(format!("{name}.log"));
-        let file = File::options()
-            .create(true)
-            .append(true)
-            .open(&log)
-            .with_context(|| format!("cannot write {}", log.display()))?;
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(file.try_clone()?)
-            .stderr(file)
-            .spawn()
-            .with_context(|| format!("cannot start `{}`", command::show(&command)))?;
-        Ok(Self { child, name, log })
-    }
-
-    /// Fails, with the end of the log, if it has ended.
-    fn check(&mut self) -> Result<()> {
-        let ended = self.child.try_wait().context("cannot watch a process")?;
-        ended.map_or(Ok(()), |status| {
-            bail!("{} ended ({status}); its log:\n{}", self.name, self.tail())
-        })
-    }
-
-    fn tail(&self) -> String {
-        let text = fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(20)..].join("\n")
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// A running control plane. Its processes end when this is dropped; its files go with `dir`.

@@ -14,6 +14,7 @@ pub mod cgroup;
 pub mod client;
 pub mod command;
 pub mod control_plane;
+mod daemon;
 pub mod janitor;
 pub mod namespace;
 pub mod node;
