@@ -279,7 +279,7 @@ impl Stage {
     pub fn route_default(&self, number: usize) -> Result<()> {
         let (v4, v6) = (self.client.v4(), self.client.v6());
         self.lab.node(number).namespace().ip_batch(&format!(
-            "route add default via {v4}\nroute add default via {v6}\n"
+            "route replace default via {v4}\nroute replace default via {v6}\n"
         ))
     }
 

@@ -72,7 +72,7 @@ fn a_node_as_it_should_be_has_no_findings_before_and_beside_an_agent() -> Result
 #[test]
 fn connections_that_hang_on_a_bridge_are_explained() -> Result<()> {
     let stage = shapes::BRIDGE_THAT_DROPS_INVALID.with_agents("--socket-load-balancing off")?;
-    let walked = paths::walk(&stage, &[0]);
+    let walked = paths::walk(&stage, &[0], false);
     let broken = walked
         .err()
         .context("nothing hangs any more: the finding is wrong")?;

@@ -109,8 +109,13 @@ pub fn sweep_dead() {
     }
 }
 
-/// Removes every namespace, cgroup and directory whose name begins with `prefix`.
+/// Removes every device, namespace, cgroup and directory whose name begins with `prefix`.
 pub fn sweep(prefix: &str) {
+    // A deleted namespace takes its devices' peers along only when the kernel gets to it: until then
+    // their routes are in the way of whoever builds the same again.
+    for device in devices().iter().filter(|name| name.starts_with(prefix)) {
+        let _ = command::output(Command::new("ip").args(["link", "del", device]));
+    }
     let state = state_dir();
     for name in names_in(&state)
         .into_iter()
@@ -132,6 +137,16 @@ pub fn sweep(prefix: &str) {
     {
         let _ = command::output(Command::new("ip").args(["netns", "del", name]));
     }
+}
+
+/// The devices of the namespace we are in.
+fn devices() -> Vec<String> {
+    let shown = command::output(Command::new("ip").args(["-oneline", "link"])).unwrap_or_default();
+    let name = |line: &str| {
+        let name = line.split(": ").nth(1)?;
+        Some(name.split('@').next().unwrap_or(name).to_owned())
+    };
+    shown.lines().filter_map(name).collect()
 }
 
 /// Where a state directory names the agent whose `cleanup` must run before its pins are dropped:
