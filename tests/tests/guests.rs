@@ -3,27 +3,15 @@
 
 use anyhow::{Context, Result, ensure};
 use lb_lab::{Place, PodNetwork, Process, Server, client};
+use lb_tests::attempt::soon;
 use lb_tests::paths;
 use lb_tests::raw;
 use lb_tests::shapes::BRIDGE;
 use lb_tests::stage::{ServiceSpec, Stage, TARGET_PORT};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::Instant;
 
 const MODES: [&str; 2] = ["all", "off"];
-
-/// Repeats `attempt` until it succeeds: netlink events are followed, not awaited.
-fn soon(what: &str, mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
-    let end = Instant::now() + client::PATIENCE;
-    loop {
-        match attempt() {
-            Ok(()) => return Ok(()),
-            Err(error) if Instant::now() > end => return Err(error).context(what.to_owned()),
-            Err(_) => {}
-        }
-    }
-}
 
 /// Who answers, over TCP and UDP alike.
 fn answered_by(from: &Place, server: SocketAddr) -> Result<String> {

@@ -4,10 +4,10 @@
 use anyhow::{Context, Result, ensure};
 use lb_lab::topology::UPLINK;
 use lb_lab::{PodNetwork, Server, client};
+use lb_tests::attempt::soon;
 use lb_tests::foreign::{Answer, ForeignProgram, Hook, Side};
 use lb_tests::stage::{ServiceSpec, Stage};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::time::Instant;
 
 fn stage(flags: &str) -> Result<Stage> {
     let mut stage = Stage::new(PodNetwork::Routed)?;
@@ -92,18 +92,6 @@ fn udp_of_a_host_socket_in_the_node_port_range_gets_its_answers() -> Result<()> 
         }
     }
     Ok(())
-}
-
-/// Repeats `attempt` until it succeeds: netlink events are followed, not awaited.
-fn soon(what: &str, mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
-    let end = Instant::now() + client::PATIENCE;
-    loop {
-        match attempt() {
-            Ok(()) => return Ok(()),
-            Err(error) if Instant::now() > end => return Err(error).context(what.to_owned()),
-            Err(_) => {}
-        }
-    }
 }
 
 #[test]

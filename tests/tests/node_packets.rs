@@ -6,14 +6,11 @@
 
 use anyhow::{Context, Result, ensure};
 use lb_lab::{Offload, Place, PodNetwork, client};
+use lb_tests::attempt::attempts;
 use lb_tests::raw_datagram;
 use lb_tests::stage::{ServiceSpec, Stage};
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
-use std::time::Duration;
-
-/// Silence is told from a refusal or an answer, which come at once.
-const SILENCE: Duration = Duration::from_millis(500);
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// Where a backend can be, seen from node 0: a pod here, a pod elsewhere, the node itself, another node.
 const BACKENDS: [&str; 4] = ["b", "c", "node0", "node1"];
@@ -161,25 +158,6 @@ fn raw_sockets_of_the_node_reach_their_backend() -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// How a TCP and a UDP attempt ended.
-fn attempts(from: &Place, server: SocketAddr) -> Result<[String; 2]> {
-    let tcp = from.call(|| {
-        let outcome = TcpStream::connect_timeout(&server, SILENCE).map(drop);
-        Ok(format!("{:?}", outcome.map_err(|error| error.kind())))
-    })?;
-    let udp = from.call(|| {
-        let socket = client::udp_socket(server)?;
-        socket.set_read_timeout(Some(SILENCE))?;
-        let outcome = socket
-            .connect(server)
-            .and_then(|()| socket.send(b"who\n"))
-            .and_then(|_| socket.recv(&mut [0; 64]))
-            .map(drop);
-        Ok(format!("{:?}", outcome.map_err(|error| error.kind())))
-    })?;
-    Ok([tcp, udp])
 }
 
 #[test]

@@ -3,15 +3,12 @@
 
 use anyhow::{Context, Result, ensure};
 use lb_lab::{Place, PodNetwork};
+use lb_tests::attempt::attempts;
 use lb_tests::stage::{ServiceSpec, Stage};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::time::Duration;
 
 const MODES: [&str; 2] = ["all", "off"];
-/// Silence is told from a refusal or an answer, which come at once, by nothing coming for a while;
-/// that the packets were dropped on purpose the counters tell.
-const SILENCE: Duration = Duration::from_millis(500);
 
 fn in_both_modes(
     services: &[ServiceSpec],
@@ -27,25 +24,6 @@ fn in_both_modes(
         check(&stage, mode).with_context(|| format!("socketLoadBalancing {mode}"))?;
     }
     Ok(())
-}
-
-/// How a TCP and a UDP attempt ended.
-fn attempts(from: &Place, server: SocketAddr) -> Result<[String; 2]> {
-    let tcp = from.call(|| {
-        let outcome = TcpStream::connect_timeout(&server, SILENCE).map(drop);
-        Ok(format!("{:?}", outcome.map_err(|error| error.kind())))
-    })?;
-    let udp = from.call(|| {
-        let socket = lb_lab::client::udp_socket(server)?;
-        socket.set_read_timeout(Some(SILENCE))?;
-        let outcome = socket
-            .connect(server)
-            .and_then(|()| socket.send(b"who\n"))
-            .and_then(|_| socket.recv(&mut [0; 64]))
-            .map(drop);
-        Ok(format!("{:?}", outcome.map_err(|error| error.kind())))
-    })?;
-    Ok([tcp, udp])
 }
 
 fn is_refused(from: &Place, server: SocketAddr) -> Result<()> {

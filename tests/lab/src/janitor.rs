@@ -230,7 +230,8 @@ pub fn remove_state(dir: &Path) {
     let _ = fs::remove_dir_all(dir);
 }
 
-fn names_in(dir: &Path) -> Vec<String> {
+/// What stands in a directory; nothing where it cannot be read.
+pub fn names_in(dir: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(dir) else {
         return Vec::new();
     };

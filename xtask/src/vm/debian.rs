@@ -3,6 +3,7 @@
 
 use crate::step::{self, say};
 use anyhow::{Context, Result, anyhow, bail};
+use lb_lab::janitor::names_in;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -70,7 +71,7 @@ impl Machine {
     /// Finds or fetches the newest Debian build of a kernel series.
     pub(super) fn kernel(&self, series: &str) -> Result<Kernel> {
         let kernels = self.dir.join("kernels");
-        let here = names(&kernels)
+        let here = names_in(&kernels)
             .into_iter()
             .filter(|name| is_of(name, series));
         if let Some(release) = here.max_by_key(|name| numbers(name))
@@ -250,7 +251,7 @@ impl Mirrors {
 fn machine_sources() -> String {
     let mut text = fs::read_to_string("/etc/apt/sources.list").unwrap_or_default();
     let parts = Path::new("/etc/apt/sources.list.d");
-    for name in names(parts) {
+    for name in names_in(parts) {
         text.push('\n');
         text.push_str(&fs::read_to_string(parts.join(name)).unwrap_or_default());
     }
@@ -287,7 +288,7 @@ fn unpack_with_dependencies(packages: &[&str], into: &Path, prefix: &Path) -> Re
 /// Unpacks every package in `from` below `to`; the packages are not kept.
 fn unpack_all(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
-    for name in names(from)
+    for name in names_in(from)
         .into_iter()
         .filter(|name| Path::new(name).extension().is_some_and(|end| end == "deb"))
     {
@@ -296,16 +297,6 @@ fn unpack_all(from: &Path, to: &Path) -> Result<()> {
         fs::remove_file(&package).context("cannot remove an unpacked package")?;
     }
     Ok(())
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(dir) else {
-        return Vec::new();
-    };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect()
 }
 
 #[cfg(test)]

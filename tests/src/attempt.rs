@@ -1,0 +1,41 @@
+//! Attempts that are expected to fail, or to succeed only after a moment.
+
+use anyhow::{Context, Result};
+use lb_lab::{Place, client};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+/// Silence is told from a refusal or an answer, which come at once, by nothing coming for a while; that
+/// the packets were dropped on purpose the counters tell.
+const SILENCE: Duration = Duration::from_millis(500);
+
+/// How a TCP and a UDP attempt ended.
+pub fn attempts(from: &Place, server: SocketAddr) -> Result<[String; 2]> {
+    let tcp = from.call(|| {
+        let outcome = TcpStream::connect_timeout(&server, SILENCE).map(drop);
+        Ok(format!("{:?}", outcome.map_err(|error| error.kind())))
+    })?;
+    let udp = from.call(|| {
+        let socket = client::udp_socket(server)?;
+        socket.set_read_timeout(Some(SILENCE))?;
+        let outcome = socket
+            .connect(server)
+            .and_then(|()| socket.send(b"who\n"))
+            .and_then(|_| socket.recv(&mut [0; 64]))
+            .map(drop);
+        Ok(format!("{:?}", outcome.map_err(|error| error.kind())))
+    })?;
+    Ok([tcp, udp])
+}
+
+/// Repeats `attempt` until it succeeds: netlink events are followed, not awaited.
+pub fn soon(what: &str, mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
+    let end = Instant::now() + client::PATIENCE;
+    loop {
+        match attempt() {
+            Ok(()) => return Ok(()),
+            Err(error) if Instant::now() > end => return Err(error).context(what.to_owned()),
+            Err(_) => {}
+        }
+    }
+}
