@@ -4,7 +4,7 @@ use crate::cli::columns::Columns;
 use crate::cli::values::Output;
 use crate::datapath::{EndpointView, FrontendView, ServiceView};
 use crate::model::desired::FrontendAddress;
-use crate::serve::{family_name, protocol_name};
+use crate::serve::protocol_name;
 use lb_common::table::{BackendState, EmptyAction, FrontendKind};
 use serde::Serialize;
 use std::net::SocketAddr;
@@ -247,7 +247,7 @@ fn service_json(service: &ServiceView) -> ServiceJson<'_> {
         name: &service.name.service.name,
         port: &service.name.port,
         protocol: protocol_name(service.name.protocol).into_owned(),
-        ip_family: family_name(service.name.family),
+        ip_family: service.name.family.name(),
         id: service.id.0,
         internal_traffic_policy: policy_name(service.internal_local),
         external_traffic_policy: policy_name(service.external_local),

@@ -23,6 +23,15 @@ impl Family {
     pub const fn of(addr: IpAddr) -> Self {
         if addr.is_ipv4() { Self::V4 } else { Self::V6 }
     }
+
+    /// As Kubernetes writes it: an `EndpointSlice`'s address type, a Service's IP family, and the
+    /// label of kube-proxy's metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
 }
 
 /// Namespace and name of an object. Cheap to clone: every table of the agent is keyed by it, and a

@@ -3,7 +3,6 @@
 
 use crate::app::Snapshot;
 use crate::datapath::{Fill, ReadError, Reader, ServiceView};
-use crate::model::desired::Family;
 use crate::serve::catalog::{self, Metric};
 use crate::serve::page::{Sample, Value, write};
 use crate::serve::process::ProcessFacts;
@@ -171,7 +170,7 @@ fn service_labels(
         Cow::Borrowed(&*name.service.name),
         Cow::Borrowed(name.port.as_str()),
         protocol_name(name.protocol),
-        Cow::Borrowed(family_name(name.family)),
+        Cow::Borrowed(name.family.name()),
     ]
     .into_iter()
     .chain(
@@ -188,14 +187,6 @@ pub(crate) fn protocol_name(protocol: Protocol) -> Cow<'static, str> {
         Protocol::UDP => Cow::Borrowed("UDP"),
         Protocol::SCTP => Cow::Borrowed("SCTP"),
         other => Cow::Owned(other.0.to_string()),
-    }
-}
-
-/// As kube-proxy labels it.
-pub(crate) const fn family_name(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "IPv4",
-        Family::V6 => "IPv6",
     }
 }
 

@@ -15,7 +15,7 @@ pub(crate) mod testing;
 mod tests;
 mod work;
 
+pub(crate) use collector::protocol_name;
 pub use collector::{Answers, NodeMetrics, PinnedTables, Reading, TableView};
-pub(crate) use collector::{family_name, protocol_name};
 pub use http::{BindError, Served, serve_health, serve_metrics};
 pub use node_port::serve_node_ports;

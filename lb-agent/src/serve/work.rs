@@ -3,7 +3,6 @@
 use crate::app::account::{FAMILIES, FamilyWork};
 use crate::app::{Durations, Snapshot};
 use crate::serve::catalog::{self, Metric};
-use crate::serve::collector::family_name;
 use crate::serve::page::{Sample, Value, write};
 use prometheus_client::encoding::DescriptorEncoder;
 use std::fmt;
@@ -23,7 +22,7 @@ pub(super) fn write_work(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapsho
         let samples = FAMILIES.iter().zip(times).filter_map(|(family, at)| {
             let at = at?.duration_since(UNIX_EPOCH).ok()?;
             let value = Value::Number(at.as_secs_f64());
-            Some(Sample::labelled([family_name(*family)], value))
+            Some(Sample::labelled([family.name()], value))
         });
         write(encoder, metric, samples)?;
     }
@@ -40,7 +39,7 @@ pub(super) fn write_work(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapsho
                 sum: durations.sum(),
                 buckets: durations.buckets().collect(),
             };
-            Sample::labelled([family_name(*family)], value)
+            Sample::labelled([family.name()], value)
         });
         write(encoder, metric, samples)?;
     }
@@ -59,7 +58,7 @@ pub(super) fn write_work(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapsho
         .flat_map(|(family, work)| {
             let gaps = work.no_local;
             [("internal", gaps.internal), ("external", gaps.external)].map(|(policy, count)| {
-                Sample::labelled([family_name(*family), policy], Value::Count(count as u64))
+                Sample::labelled([family.name(), policy], Value::Count(count as u64))
             })
         });
     write(encoder, &catalog::NO_LOCAL, gaps)

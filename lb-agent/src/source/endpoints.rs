@@ -29,14 +29,6 @@ fn octet(text: &str) -> Option<u8> {
     }
 }
 
-/// `addressType` of a family.
-pub const fn address_type(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "IPv4",
-        Family::V6 => "IPv6",
-    }
-}
-
 /// The name of a slice this agent makes up. `~` cannot stand in a name of the API, so it never
 /// collides with a slice that somebody wrote.
 pub fn slice_name(service: &str, origin: &str, family: Family, number: usize) -> String {
@@ -50,7 +42,7 @@ pub fn slice_name(service: &str, origin: &str, family: Family, number: usize) ->
 /// The frame of a made-up slice for the service of this name.
 pub fn empty_slice(namespace: &str, service: &str, name: String, family: Family) -> EndpointSlice {
     EndpointSlice {
-        address_type: address_type(family).to_owned(),
+        address_type: family.name().to_owned(),
         metadata: ObjectMeta {
             name: Some(name),
             namespace: Some(namespace.to_owned()),

@@ -3,8 +3,7 @@
 //! Files that do not parse and Services that are refused keep what they were last good for; of two
 //! documents of the same object the first by path and position is taken.
 
-use super::derive::read;
-use super::object::{Manifest, ObjectKey, ObjectKind};
+use super::object::{Json, Manifest, ObjectKey, ObjectKind, read};
 use super::parse::{Parsed, parse};
 use super::shape::{Cut, Shape};
 use super::{defaults, validate};
@@ -27,9 +26,6 @@ pub enum Edit {
 
 /// Position of a document: file, then index in the file.
 type Position = (Arc<Path>, usize);
-
-/// An object as JSON: a quarter of the typed object's memory.
-pub type Json = Arc<[u8]>;
 
 #[derive(Debug, Default)]
 struct File {

@@ -3,15 +3,14 @@
 //! it touches, not what there is.
 
 use super::allocate::Allocator;
-use super::claims::{Claims, Json};
-use super::object::{ObjectKey, ObjectKind};
+use super::claims::Claims;
+use super::object::{Json, ObjectKey, ObjectKind, read};
 use super::select::{PodFacts, matches, selector, slices};
 use crate::model::desired::ObjectName;
 use crate::source::endpoints::{SERVICE_NAME_LABEL, slices_of};
 use crate::source::{Kind, SourceRefusal};
 use k8s_openapi::api::core::v1::{Endpoints, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -292,11 +291,6 @@ impl Derived {
             self.generated.insert(key, names);
         }
     }
-}
-
-/// Reads back what this module wrote; never fails on it.
-pub fn read<T: DeserializeOwned>(json: &[u8]) -> Option<T> {
-    serde_json::from_slice(json).ok()
 }
 
 /// Adds an object to an index by label, or removes it.

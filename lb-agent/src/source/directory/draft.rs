@@ -1,11 +1,10 @@
 //! One Service's assignment in the making: what it names is checked, the rest is found. Pure;
 //! nothing of the allocator changes before the whole of it is known to be possible.
 
-use super::allocate::{Allocation, Allocator, Held, port_key};
 use super::defaults::{has_node_ports, is_external_name, is_headless, needs_health_port};
+use super::holdings::{Allocation, Held, Holdings, port_key};
 use super::validate::FieldErrors;
 use crate::model::desired::{Family, ObjectName};
-use crate::source::endpoints::address_type;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::ServiceSpec;
 use std::collections::BTreeSet;
@@ -13,7 +12,7 @@ use std::net::IpAddr;
 
 /// One assignment that has not happened yet.
 pub(super) struct Draft<'a> {
-    allocator: &'a Allocator,
+    holdings: &'a Holdings,
     name: &'a ObjectName,
     old: Option<&'a Allocation>,
     pub(super) new: Allocation,
@@ -24,12 +23,12 @@ pub(super) struct Draft<'a> {
 impl<'a> Draft<'a> {
     /// Nothing assigned yet to the Service of this name, which held `old`.
     pub(super) fn new(
-        allocator: &'a Allocator,
+        holdings: &'a Holdings,
         name: &'a ObjectName,
         old: Option<&'a Allocation>,
     ) -> Self {
         Self {
-            allocator,
+            holdings,
             name,
             old,
             new: Allocation::default(),
@@ -66,14 +65,14 @@ impl Draft<'_> {
         spec.ip_families = Some(
             families
                 .into_iter()
-                .map(|family| address_type(family).to_owned())
+                .map(|family| family.name().to_owned())
                 .collect(),
         );
     }
 
     /// The families of a Service, by what it names, else by its policy and the ranges.
     fn families(&mut self, spec: &mut ServiceSpec) -> Option<Vec<Family>> {
-        let ranges = &self.allocator.ranges;
+        let ranges = &self.holdings.ranges;
         let policy = spec
             .ip_family_policy
             .get_or_insert_with(|| "SingleStack".to_owned())
@@ -112,7 +111,7 @@ impl Draft<'_> {
         }
         for (index, family) in families.iter().enumerate().skip(named.len()) {
             if !configured(*family) {
-                let value = format!("{:?}", address_type(*family));
+                let value = format!("{:?}", family.name());
                 let path = format!("spec.ipFamilies[{index}]");
                 self.errors
                     .invalid(path, value, "not configured on this cluster");
@@ -134,8 +133,8 @@ impl Draft<'_> {
     }
 
     fn named_address(&mut self, address: IpAddr, list: &[String]) -> Option<Held<IpAddr>> {
-        if let Some(owner) = self.allocator.address_owner.get(&address) {
-            let holds = &self.allocator.held[owner].cluster_ips;
+        if let Some(owner) = self.holdings.address_owner.get(&address) {
+            let holds = &self.holdings.held[owner].cluster_ips;
             if holds.iter().any(|held| held.value == address && held.named) {
                 let detail =
                     format!("failed to allocate IP {address}: provided IP is already allocated");
@@ -152,12 +151,12 @@ impl Draft<'_> {
     }
 
     fn automatic_address(&mut self, family: Family) -> Option<Held<IpAddr>> {
-        let Some(range) = self.allocator.ranges.of(family) else {
+        let Some(range) = self.holdings.ranges.of(family) else {
             self.errors
                 .internal("spec.clusterIPs", "no range to allocate a service IP from");
             return None;
         };
-        let free = |address: &IpAddr| !self.allocator.address_owner.contains_key(address);
+        let free = |address: &IpAddr| !self.holdings.address_owner.contains_key(address);
         let before = self.old.into_iter().flat_map(|old| &old.cluster_ips);
         let before = before
             .map(|held| held.value)
@@ -167,7 +166,7 @@ impl Draft<'_> {
             // The first address is the `kubernetes` Service's by custom, the last a broadcast's.
             let usable = 1..size.saturating_sub(1).max(1);
             let band = (size / 16).clamp(16, 256).min(usable.end - 1);
-            let start = hash(&[&self.name.namespace, &self.name.name, address_type(family)]);
+            let start = hash(&[&self.name.namespace, &self.name.name, family.name()]);
             probe(usable, band, start)
                 .map(|offset| nth(range, offset))
                 .find(free)
@@ -236,7 +235,7 @@ impl Draft<'_> {
     }
 
     fn named_port(&mut self, number: i32, path: &str) -> Option<Held<u16>> {
-        let range = &self.allocator.ranges.node_ports;
+        let range = &self.holdings.ranges.node_ports;
         let Some(port) = u16::try_from(number)
             .ok()
             .filter(|port| range.contains(port))
@@ -249,8 +248,8 @@ impl Draft<'_> {
             self.errors.invalid(path, number, detail);
             return None;
         };
-        if let Some(owner) = self.allocator.port_owner.get(&port) {
-            let holds = &self.allocator.held[owner];
+        if let Some(owner) = self.holdings.port_owner.get(&port) {
+            let holds = &self.holdings.held[owner];
             if holds.ports().any(|held| held.value == port && held.named) {
                 self.errors
                     .invalid(path, number, "provided port is already allocated");
@@ -265,10 +264,10 @@ impl Draft<'_> {
     }
 
     fn automatic_port(&mut self, old: Option<Held<u16>>, key: &str) -> Option<Held<u16>> {
-        let range = &self.allocator.ranges.node_ports;
+        let range = &self.holdings.ranges.node_ports;
         let free = |port: &u16| {
             range.contains(port)
-                && !self.allocator.port_owner.contains_key(port)
+                && !self.holdings.port_owner.contains_key(port)
                 && !self.new.ports().any(|held| held.value == *port)
         };
         let (first, size) = (*range.start(), u64::from(range.end() - range.start()) + 1);

@@ -9,6 +9,7 @@ pub mod derive;
 pub mod disk;
 mod draft;
 mod file;
+pub mod holdings;
 pub mod object;
 pub mod parse;
 pub mod run;
@@ -18,6 +19,7 @@ mod shape;
 pub mod state;
 pub mod store;
 pub mod validate;
+mod yaml;
 
-pub use allocate::Ranges;
+pub use holdings::Ranges;
 pub use run::DirectorySource;

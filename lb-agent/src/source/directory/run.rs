@@ -1,8 +1,8 @@
 //! The directory as a running source: disk → store → channel, and what to write down before.
 
-use super::allocate::Ranges;
 use super::claims::Kept;
 use super::disk::{Disk, Events};
+use super::holdings::Ranges;
 use super::state::{StateError, StateFiles};
 use super::store::{Step, Store};
 use crate::source::{Change, Problem, Report, SourceRefusal};

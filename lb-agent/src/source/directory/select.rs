@@ -2,7 +2,7 @@
 
 use super::defaults::{is_external_name, is_headless};
 use crate::model::desired::{Family, ObjectName};
-use crate::source::endpoints::{address_type, empty_slice, parse_address, slice_name};
+use crate::source::endpoints::{empty_slice, parse_address, slice_name};
 use k8s_openapi::api::core::v1::{Container, Pod, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{
     Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
@@ -153,7 +153,7 @@ fn of_family<'a>(
         for chunk in endpoints.chunks(SLICE_SIZE) {
             let slice_name = slice_name(&name.name, "selector", family, slices.len());
             let mut slice = empty_slice(&name.namespace, &name.name, slice_name, family);
-            debug_assert_eq!(slice.address_type, address_type(family));
+            debug_assert_eq!(slice.address_type, family.name());
             slice.endpoints = Some(chunk.to_vec());
             slice.ports = Some(
                 ports

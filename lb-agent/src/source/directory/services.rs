@@ -1,8 +1,8 @@
 //! Services on their way through the allocator: in which order, and what a refusal means. Pure.
 
-use super::claims::{Claims, Json};
-use super::derive::{Derived, Outcome, index, read};
-use super::object::{ObjectKey, ObjectKind};
+use super::claims::Claims;
+use super::derive::{Derived, Outcome, index};
+use super::object::{Json, ObjectKey, ObjectKind, read};
 use super::select::selector;
 use crate::model::desired::ObjectName;
 use crate::source::{Kind, Problem, SourceRefusal};

@@ -1,8 +1,8 @@
 //! What must outlive the agent, on disk: what Services were given, and the last good objects of
 //! files that are broken now. A restart changes no address and removes nothing.
 
-use super::allocate::Allocation;
 use super::claims::Kept;
+use super::holdings::Allocation;
 use super::store::Written;
 use crate::model::desired::ObjectName;
 use serde::de::DeserializeOwned;
@@ -147,7 +147,7 @@ fn load<T: Default + DeserializeOwned>(path: PathBuf, errors: &mut Vec<StateErro
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::directory::allocate::Held;
+    use crate::source::directory::holdings::Held;
 
     #[test]
     fn what_is_saved_is_loaded() {

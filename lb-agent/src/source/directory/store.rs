@@ -1,8 +1,10 @@
 //! The directory's pure core: edits of files in, changes of objects and reports out.
 
-use super::allocate::{Allocation, Allocator, Ranges};
+use super::allocate::Allocator;
 use super::claims::{Claims, Edit, Kept};
-use super::derive::{Derived, OutputKey, read};
+use super::derive::{Derived, OutputKey};
+use super::holdings::{Allocation, Ranges};
+use super::object::read;
 use crate::model::desired::ObjectName;
 use crate::source::{Change, Kind, Object, Report, SourceRefusal};
 use std::collections::{BTreeMap, BTreeSet};
