@@ -191,8 +191,7 @@ impl Protocol {
     pub const ICMP: Self = Self(1);
     /// ICMP for IPv6.
     pub const ICMPV6: Self = Self(58);
-    /// SCTP. Model and tables carry it; the packet path leaves it alone until port rewrites with
-    /// CRC32c are in place.
+    /// SCTP.
     pub const SCTP: Self = Self(132);
     /// TCP.
     pub const TCP: Self = Self(6);

@@ -14,7 +14,7 @@ use core::arch::asm;
 use core::mem::MaybeUninit;
 use lb_common::addr::Endpoint;
 use lb_common::packet::{Covers, Failed, Family, Packet};
-use lb_common::wire::Difference;
+use lb_common::wire::{Crc32c, Difference};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Length of an Ethernet header; a VLAN tag is kept beside the packet, not in it.
@@ -74,6 +74,13 @@ unsafe fn read_words<T: FromBytes + Copy>(from: *const T) -> T {
     }
     // SAFETY: every word was written, and `T` is made of any bytes.
     unsafe { value.assume_init() }
+}
+
+/// [`Crc32c::advance`] as a function that the verifier checks once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_crc32c(register: u32, bytes: u32) -> u32 {
+    Crc32c::advance(register, bytes)
 }
 
 /// A packet whose link-layer header is `LINK` bytes long; made by the node itself if `OWN`.
@@ -260,6 +267,11 @@ impl<const LINK: usize, const OWN: bool> Packet for TcPacket<LINK, OWN> {
             unsafe { bpf_csum_update(self.skb, difference.0) };
         }
         Ok(())
+    }
+
+    #[inline(always)]
+    fn advance_crc32c(&self, register: u32, bytes: u32) -> u32 {
+        lb_crc32c(register, bytes)
     }
 
     #[inline(always)]

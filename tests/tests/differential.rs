@@ -7,9 +7,10 @@
 use anyhow::{Context, Result, ensure};
 use etherparse::PacketBuilder;
 use lb_common::addr::{Endpoint, Port, Prefix, Protocol, Tick};
-use lb_common::host::{HostTables, PacketWorld};
+use lb_common::host::{HostTables, PacketWorld, craft};
 use lb_common::table::{FrontendKind, LocalAddress, ServiceFlags};
 use lb_common::verdict::{Reason, Verdict};
+use lb_common::wire::Sctp;
 use lb_tests::object::Object;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -231,7 +232,7 @@ fn tables() -> HostTables {
     ];
     for (frontend, kind, flags, affinity, backend) in services {
         let frontend = end(frontend);
-        for protocol in [Protocol::TCP, Protocol::UDP] {
+        for protocol in [Protocol::TCP, Protocol::UDP, Protocol::SCTP] {
             let service = tables.add_service(flags, affinity);
             if let Some((backend, here)) = backend {
                 tables.add_backend(service, &end(backend), protocol, here);
@@ -336,16 +337,36 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// A TCP or UDP packet between two ends of one family.
-fn segment(random: &mut Random, from: SocketAddr, to: SocketAddr, udp: bool, flags: u8) -> Vec<u8> {
+/// A TCP, UDP or SCTP packet between two ends of one family.
+fn segment(
+    random: &mut Random,
+    from: SocketAddr,
+    to: SocketAddr,
+    protocol: Protocol,
+    flags: u8,
+) -> Vec<u8> {
     let payload: Vec<u8> = (0..random.below(60)).map(|_| random.byte()).collect();
+    if protocol == Protocol::SCTP {
+        let chunk = match flags {
+            2 => Sctp::INIT,
+            18 => Sctp::INIT_ACK,
+            flags if flags & 4 != 0 => Sctp::ABORT,
+            flags if flags & 1 != 0 => Sctp::SHUTDOWN,
+            _ => 0,
+        };
+        let end = |end: SocketAddr| Endpoint {
+            addr: end.ip().into(),
+            port: Port::new(end.port()),
+        };
+        return craft::sctp(&end(from), &end(to), chunk, &payload);
+    }
     let mut packet = Vec::new();
     let builder = match (from.ip(), to.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ipv4(from.octets(), to.octets(), 64),
         (IpAddr::V6(from), IpAddr::V6(to)) => PacketBuilder::ipv6(from.octets(), to.octets(), 64),
         _ => unreachable!("ends are paired by family"),
     };
-    let written = if udp {
+    let written = if protocol == Protocol::UDP {
         builder
             .udp(from.port(), to.port())
             .write(&mut packet, &payload)
@@ -374,8 +395,8 @@ fn transport(packet: &[u8]) -> usize {
     if packet[0] >> 4 == 4 { 20 } else { 40 }
 }
 
-/// The packet's ends, if it is a plain TCP or UDP packet.
-fn ends(packet: &[u8]) -> Option<(SocketAddr, SocketAddr, bool)> {
+/// The packet's ends and protocol, if it is a plain TCP, UDP or SCTP packet.
+fn ends(packet: &[u8]) -> Option<(SocketAddr, SocketAddr, Protocol)> {
     let sliced = etherparse::SlicedPacket::from_ip(packet).ok()?;
     let (source, destination) = match sliced.net? {
         etherparse::NetSlice::Ipv4(ip) => (
@@ -388,16 +409,34 @@ fn ends(packet: &[u8]) -> Option<(SocketAddr, SocketAddr, bool)> {
         ),
         etherparse::NetSlice::Arp(_) => return None,
     };
-    let (from, to, udp) = match sliced.transport? {
-        etherparse::TransportSlice::Tcp(tcp) => (tcp.source_port(), tcp.destination_port(), false),
-        etherparse::TransportSlice::Udp(udp) => (udp.source_port(), udp.destination_port(), true),
+    let (from, to, protocol) = match sliced.transport {
+        Some(etherparse::TransportSlice::Tcp(tcp)) => {
+            (tcp.source_port(), tcp.destination_port(), Protocol::TCP)
+        }
+        Some(etherparse::TransportSlice::Udp(udp)) => {
+            (udp.source_port(), udp.destination_port(), Protocol::UDP)
+        }
+        None if is_sctp(packet) => {
+            let [a, b, c, d] = *packet[transport(packet)..].first_chunk()?;
+            let (from, to) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+            (from, to, Protocol::SCTP)
+        }
         _ => return None,
     };
     Some((
         SocketAddr::new(source, from),
         SocketAddr::new(destination, to),
-        udp,
+        protocol,
     ))
+}
+
+/// True for whole SCTP packets without options.
+fn is_sctp(packet: &[u8]) -> bool {
+    if packet[0] >> 4 == 4 {
+        packet[0] == 0x45 && packet[9] == Protocol::SCTP.0 && packet[6] << 2 == 0 && packet[7] == 0
+    } else {
+        packet[6] == Protocol::SCTP.0
+    }
 }
 
 /// Makes the packet odd: IP options, an extension header, a fragment, a missing UDP checksum, noise.
@@ -476,9 +515,15 @@ fn converse(random: &mut Random, pair: &mut Pair) -> Result<()> {
             break frontend;
         }
     };
-    let udp = random.one_in(3);
+    let protocol = *random.pick(&[
+        Protocol::TCP,
+        Protocol::TCP,
+        Protocol::UDP,
+        Protocol::UDP,
+        Protocol::SCTP,
+    ]);
     let flags = *random.pick(&[2, 2, 2, 16, 16, 16, 17, 20, 4, 18]);
-    let mut request = segment(random, client, frontend, udp, flags);
+    let mut request = segment(random, client, frontend, protocol, flags);
     if random.one_in(4) {
         disturb(random, &mut request);
     }
@@ -491,7 +536,7 @@ fn converse(random: &mut Random, pair: &mut Pair) -> Result<()> {
     let Some(sent) = pair.treat("tc_egress", &forwarded)? else {
         return Ok(());
     };
-    let Some((source, destination, udp)) = ends(&sent) else {
+    let Some((source, destination, protocol)) = ends(&sent) else {
         return Ok(());
     };
     if random.one_in(4) {
@@ -504,7 +549,7 @@ fn converse(random: &mut Random, pair: &mut Pair) -> Result<()> {
         return Ok(());
     }
     let flags = *random.pick(&[18, 18, 16, 16, 17, 20]);
-    let mut reply = segment(random, destination, source, udp, flags);
+    let mut reply = segment(random, destination, source, protocol, flags);
     if random.one_in(6) {
         disturb(random, &mut reply);
     }

@@ -3,11 +3,11 @@
 
 use anyhow::Result;
 use lb_common::addr::{Addr, BackendId, Endpoint, Port, Protocol, ServiceId};
-use lb_common::host::craft::{flaw, icmp_error, tcp, udp};
+use lb_common::host::craft::{flaw, icmp_error, sctp, tcp, udp};
 use lb_common::host::{HostTables, PacketWorld};
 use lb_common::table::FrontendKind;
 use lb_common::verdict::{Reason, Verdict};
-use lb_common::wire::TcpFlags;
+use lb_common::wire::{Sctp, TcpFlags};
 use lb_tests::object::{Object, PROGRAMS};
 use std::net::IpAddr;
 
@@ -76,6 +76,13 @@ impl Twins {
     fn packet(&self, from: &Endpoint, to: &Endpoint, flags: u8) -> Vec<u8> {
         if self.protocol == Protocol::TCP {
             tcp(from, to, flags, b"some data")
+        } else if self.protocol == Protocol::SCTP {
+            let chunk = if flags == TcpFlags::SYN {
+                Sctp::INIT
+            } else {
+                0
+            };
+            sctp(from, to, chunk, b"some data")
         } else {
             udp(from, to, b"some data")
         }
@@ -102,7 +109,7 @@ impl Twins {
 fn everywhere(test: impl Fn(Twins) -> Result<()>) -> Result<()> {
     lb_lab::require_root();
     for v6 in [false, true] {
-        for protocol in [Protocol::TCP, Protocol::UDP] {
+        for protocol in [Protocol::TCP, Protocol::UDP, Protocol::SCTP] {
             test(Twins::new(v6, protocol)?)?;
         }
     }

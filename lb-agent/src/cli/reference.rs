@@ -46,7 +46,7 @@ fn section(page: &mut String, command: &mut Command) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::refusal::{Feature, Reason as Refusal};
+    use crate::model::refusal::Reason as Refusal;
     use crate::source::Problem;
     use lb_common::verdict::Reason;
     use std::fs;
@@ -119,13 +119,11 @@ mod tests {
             Problem::Unreachable,
             Problem::Failed,
         ];
-        let features = [Feature::Sctp];
         let names = Reason::ALL
             .iter()
             .map(|reason| reason.name())
             .chain(refusals.iter().map(Refusal::name))
-            .chain(problems.iter().map(|problem| problem.name()))
-            .chain(features.iter().map(|feature| feature.name()));
+            .chain(problems.iter().map(|problem| problem.name()));
         for name in names {
             assert!(
                 page.contains(&format!("\n| `{name}` |")),

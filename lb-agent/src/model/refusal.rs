@@ -133,19 +133,14 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// What a service asks for and this version does not do.
+/// What a service asks for and this version does not do: nothing at present.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub enum Feature {
-    /// Ports with protocol SCTP.
-    Sctp,
-}
+pub enum Feature {}
 
 impl Feature {
     /// The feature's name in metrics.
     pub const fn name(self) -> &'static str {
-        match self {
-            Self::Sctp => "sctp",
-        }
+        match self {}
     }
 }
 
@@ -159,11 +154,8 @@ pub struct NotServed {
 }
 
 impl fmt::Display for NotServed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let consequence = match self.feature {
-            Feature::Sctp => "SCTP is not yet served: packets to its SCTP ports are left alone",
-        };
-        write!(f, "Service {}: {consequence}", self.service)
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.feature {}
     }
 }
 

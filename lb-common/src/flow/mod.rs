@@ -200,7 +200,8 @@ pub trait Flows {
 }
 
 /// Whether a record may be reused, by its protocol, state and age. The one place that knows
-/// timeouts; pressure is handled by [`Lifetime::is_reclaimable`].
+/// timeouts (SCTP has those of TCP: it begins and ends alike, and its heartbeats keep it alive);
+/// pressure is handled by [`Lifetime::is_reclaimable`].
 pub struct Lifetime;
 
 impl Lifetime {
@@ -223,7 +224,7 @@ impl Lifetime {
     #[inline(always)]
     pub const fn timeout(protocol: Protocol, state: u16) -> u32 {
         const CLOSED: u16 = FlowState::FIN_FORWARD | FlowState::FIN_REPLY;
-        if protocol.0 != Protocol::TCP.0 {
+        if protocol.0 == Protocol::UDP.0 {
             return if state & FlowState::REPLIED != 0 {
                 const { Tick::seconds(Self::UDP_REPLIED) }
             } else {
@@ -253,7 +254,7 @@ impl Lifetime {
     #[inline(always)]
     pub const fn is_closed(protocol: Protocol, state: u16) -> bool {
         const CLOSED: u16 = FlowState::FIN_FORWARD | FlowState::FIN_REPLY;
-        protocol.0 == Protocol::TCP.0 && (state & FlowState::RESET != 0 || state & CLOSED == CLOSED)
+        protocol.0 != Protocol::UDP.0 && (state & FlowState::RESET != 0 || state & CLOSED == CLOSED)
     }
 
     /// True if a newcomer without a free record may take this one: closed and reset flows, and

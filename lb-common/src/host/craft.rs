@@ -1,7 +1,7 @@
 //! Packets made by hand, from their IP header on, and a judge of their checksums.
 
 use crate::addr::{Addr, Endpoint, Protocol};
-use crate::wire::{Difference, Icmp, Ipv4, Ipv6, Ports, Tcp, Udp};
+use crate::wire::{Difference, Icmp, Ipv4, Ipv6, Ports, Sctp, Tcp, Udp};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// A TCP segment with these [`TcpFlags`](crate::wire::TcpFlags).
@@ -38,6 +38,42 @@ pub fn udp(from: &Endpoint, to: &Endpoint, payload: &[u8]) -> Vec<u8> {
         Protocol::UDP,
         &[header.as_bytes(), payload].concat(),
     )
+}
+
+/// An SCTP packet with one chunk of this type; its initiate tag, if it is an INIT, is 7.
+pub fn sctp(from: &Endpoint, to: &Endpoint, chunk: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(payload.len()).unwrap_or(u16::MAX) + 8;
+    let header = Sctp {
+        ports: ports(from, to),
+        tag: 5_u32.to_be(),
+        checksum: 0,
+        chunk,
+        chunk_flags: 0,
+        chunk_length: length.to_be(),
+        initiate_tag: 7_u32.to_be(),
+    };
+    ip(
+        &from.addr,
+        &to.addr,
+        Protocol::SCTP,
+        &[header.as_bytes(), payload].concat(),
+    )
+}
+
+/// CRC32c as RFC 9260 appendix A writes it, bit by bit.
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |register, byte| {
+        (0..8).fold(register ^ u32::from(*byte), |register, _| {
+            (register >> 1) ^ if register & 1 == 0 { 0 } else { 0x82f6_3b78 }
+        })
+    })
+}
+
+/// The checksum that an SCTP packet, from its own header on, should have.
+fn sctp_checksum(body: &[u8]) -> [u8; 4] {
+    let mut body = body.to_vec();
+    body[8..12].fill(0);
+    crc32c(&body).to_le_bytes()
 }
 
 /// An ICMP or ICMPv6 error from `router` to `to` that quotes the first `quoted` bytes of `packet`.
@@ -112,6 +148,10 @@ pub fn repair(packet: &mut [u8]) {
         let checksum = sum(&packet[..transport]).checksum();
         packet[10..12].copy_from_slice(&checksum.to_ne_bytes());
     }
+    if protocol == Protocol::SCTP {
+        let checksum = sctp_checksum(&packet[transport..]);
+        packet[transport + 8..transport + 12].copy_from_slice(&checksum);
+    }
     let Some(at) = checksum_offset(protocol) else {
         return;
     };
@@ -142,6 +182,10 @@ pub fn flaw(packet: &[u8]) -> Option<String> {
     }
     if packet[0] >> 4 == 4 && sum(&packet[..transport]).fold() != 0xffff {
         return Some("the IPv4 header's checksum is wrong".to_owned());
+    }
+    if protocol == Protocol::SCTP {
+        let right = packet[transport + 8..transport + 12] == sctp_checksum(&packet[transport..]);
+        return (!right).then(|| "the CRC of SCTP is wrong".to_owned());
     }
     let at = transport + checksum_offset(protocol)?;
     if protocol == Protocol::UDP && packet[at..at + 2] == [0, 0] {

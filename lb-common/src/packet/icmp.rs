@@ -16,7 +16,7 @@ use crate::env::{PacketTables, Tables};
 use crate::flow::{Flow, FlowState, Flows};
 use crate::table::Config;
 use crate::verdict::Reason;
-use crate::wire::{Difference, Icmp, Ipv4, Ipv6, Ports, Tcp, Udp, icmpv4, icmpv6};
+use crate::wire::{Difference, Icmp, Ipv4, Ipv6, Ports, Sctp, Tcp, Udp, icmpv4, icmpv6};
 
 /// What is to become of an error.
 struct Translation {
@@ -66,7 +66,7 @@ pub(super) fn egress<P: Packet, W: World>(
     }
 }
 
-/// The packet an error quotes, if it is an error about TCP or UDP.
+/// The packet an error quotes, if it is an error about TCP, UDP or SCTP.
 #[inline(always)]
 fn quoted<P: Packet>(packet: &P, error: &Headers) -> Option<Headers> {
     let icmp = packet.load::<Icmp>(error.transport)?;
@@ -236,6 +236,10 @@ fn rewrite_quote<P: Packet>(
         &destination.port.0,
     )?;
 
+    if quoted.protocol.0 == Protocol::SCTP.0 {
+        let crc = rewrite_crc(packet, error, quoted, translation)?;
+        return Ok(change.plus(crc));
+    }
     let is_udp = quoted.protocol.0 == Protocol::UDP.0;
     let checksum_at = quoted.transport
         + if is_udp {
@@ -258,6 +262,31 @@ fn rewrite_quote<P: Packet>(
     }
     packet.store(checksum_at, &new)?;
     Ok(change.replace_half(old, new))
+}
+
+/// Changes the checksum of a quoted SCTP packet, if it is there; returns how much the data of the
+/// error has changed. It covers more than is quoted, but how much that is the quoted IP header says.
+#[inline(always)]
+fn rewrite_crc<P: Packet>(
+    packet: &mut P,
+    error: &Headers,
+    quoted: &Headers,
+    translation: &Translation,
+) -> Result<Difference, Failed> {
+    let at = quoted.transport + Sctp::CHECKSUM_AT;
+    let header = quoted.transport - (error.transport + Icmp::LENGTH);
+    let (Some(length), true) = (quoted.length.checked_sub(header), at + 4 <= error.length) else {
+        return Ok(Difference::NONE);
+    };
+    let Some(old) = packet.load::<u32>(at).filter(|checksum| *checksum != 0) else {
+        return Ok(Difference::NONE);
+    };
+    let ports = |was: &Endpoint, is: &Endpoint| u32::from(u16::from_le(was.port.0 ^ is.port.0));
+    let change = ports(&quoted.source, &translation.source)
+        | ports(&quoted.destination, &translation.destination) << 16;
+    let new = old ^ packet.advance_crc32c(change, length).to_le();
+    packet.store(at, &new)?;
+    Ok(Difference::NONE.replace_word(old, new))
 }
 
 /// Rewrites the error's own addresses and its checksum.

@@ -220,7 +220,7 @@ fn fate(tables: &impl Tables, headers: &Headers, flow: &Flow, now: Tick) -> Fate
     let Some(backend) = tables.backend(flow.backend) else {
         return Fate::Orphaned;
     };
-    if headers.protocol.0 != Protocol::TCP.0 {
+    if headers.protocol.0 == Protocol::UDP.0 {
         // A datagram flow has no end of its own: it must not outlive its backend.
         if !backend.is_usable() && !matches!(headers.part, Part::Later) {
             return Fate::Ends(Reason::MovedFromGoneBackend);

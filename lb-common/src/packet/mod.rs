@@ -32,7 +32,7 @@ use crate::addr::{Endpoint, Protocol};
 use crate::env::{Env, PacketTables};
 use crate::flow::Flows;
 use crate::table::Config;
-use crate::wire::Difference;
+use crate::wire::{Crc32c, Difference};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A packet could not be changed (the kernel had no memory, or the packet is shorter than it says).
@@ -85,6 +85,10 @@ pub trait Packet {
         covers: Covers,
         optional: bool,
     ) -> Result<(), Failed>;
+    /// [`Crc32c::advance`]: one function, from wherever it is needed.
+    fn advance_crc32c(&self, register: u32, bytes: u32) -> u32 {
+        Crc32c::advance(register, bytes)
+    }
     /// True if the checksum at `at` is still to be computed by a device and holds the pseudo
     /// header's sum only.
     fn is_checksum_pending(&mut self, at: u32) -> bool;
@@ -122,8 +126,14 @@ pub trait World {
     fn with_scratch<R>(&self, work: impl FnOnce(&mut Scratch) -> R) -> Option<R>;
 }
 
+/// True for the protocols of most packets, which the ordinary stages treat.
+#[inline(always)]
+const fn is_ordinary(protocol: Protocol) -> bool {
+    protocol.0 == Protocol::TCP.0 || protocol.0 == Protocol::UDP.0
+}
+
 /// True for the protocols the packet path translates.
 #[inline(always)]
 const fn is_translated(protocol: Protocol) -> bool {
-    protocol.0 == Protocol::TCP.0 || protocol.0 == Protocol::UDP.0
+    is_ordinary(protocol) || protocol.0 == Protocol::SCTP.0
 }

@@ -2,7 +2,7 @@
 
 use super::{Covers, Failed, Headers, Packet, Part};
 use crate::addr::{Addr, Endpoint, Protocol};
-use crate::wire::{Difference, Ipv4, Ipv6, Ports, Tcp, Udp};
+use crate::wire::{Difference, Ipv4, Ipv6, Ports, Sctp, Tcp, Udp};
 use zerocopy::{Immutable, IntoBytes};
 
 /// Replaces the source, in the packet and in `headers`.
@@ -13,7 +13,7 @@ pub(super) fn replace_source(
     to: &Endpoint,
 ) -> Result<(), Failed> {
     let old = headers.source;
-    change_transport_checksum(packet, headers, &old, to)?;
+    change_transport_checksum::<true>(packet, headers, &old, to)?;
     headers.source = *to;
     if headers.destination.addr.is_v4() {
         return store_v4::<true>(packet, headers, &old, to);
@@ -30,7 +30,7 @@ pub(super) fn replace_destination(
     to: &Endpoint,
 ) -> Result<(), Failed> {
     let old = headers.destination;
-    change_transport_checksum(packet, headers, &old, to)?;
+    change_transport_checksum::<false>(packet, headers, &old, to)?;
     headers.destination = *to;
     if headers.source.addr.is_v4() {
         return store_v4::<false>(packet, headers, &old, to);
@@ -70,7 +70,7 @@ const fn ports_word(headers: &Headers) -> u32 {
 /// Tells the transport checksum of the new end. Later fragments have none, the whole datagram's is
 /// in the first.
 #[inline(always)]
-fn change_transport_checksum(
+fn change_transport_checksum<const SOURCE: bool>(
     packet: &mut impl Packet,
     headers: &Headers,
     old: &Endpoint,
@@ -78,6 +78,9 @@ fn change_transport_checksum(
 ) -> Result<(), Failed> {
     if matches!(headers.part, Part::Later) {
         return Ok(());
+    }
+    if headers.protocol.0 == Protocol::SCTP.0 {
+        return change_crc::<SOURCE>(packet, headers, old, new);
     }
     let udp = headers.protocol.0 == Protocol::UDP.0;
     let at = headers.transport
@@ -100,6 +103,39 @@ fn change_transport_checksum(
         packet.change_checksum(at, port, Covers::Payload, udp)?;
     }
     Ok(())
+}
+
+/// Tells SCTP's checksum of a new port. Zero stands for one that a device is yet to compute, or for
+/// none (RFC 9653), and stays.
+#[inline(always)]
+fn change_crc<const SOURCE: bool>(
+    packet: &mut impl Packet,
+    headers: &Headers,
+    old: &Endpoint,
+    new: &Endpoint,
+) -> Result<(), Failed> {
+    if old.port == new.port {
+        return Ok(());
+    }
+    if !matches!(headers.part, Part::Whole) {
+        // It covers fragments that are not here, and a length that nobody knows yet.
+        return Err(Failed);
+    }
+    let at = headers.transport + Sctp::CHECKSUM_AT;
+    let checksum = packet.load::<u32>(at).ok_or(Failed)?;
+    if checksum == 0 {
+        return Ok(());
+    }
+    let mut change = u32::from(u16::from_le(old.port.0 ^ new.port.0));
+    if !SOURCE {
+        change <<= 16;
+    }
+    let length = headers
+        .length
+        .checked_sub(headers.transport)
+        .ok_or(Failed)?;
+    let change = packet.advance_crc32c(change, length);
+    packet.store(at, &(checksum ^ change.to_le()))
 }
 
 /// Writes one end of an IPv4 packet, with the header's checksum (which no device ever computes, so

@@ -29,7 +29,7 @@ pub(super) fn choose<P: Packet, W: World>(
     else {
         return without_frontend(tables, config, headers);
     };
-    if headers.protocol.0 == Protocol::TCP.0 {
+    if headers.protocol.0 != Protocol::UDP.0 {
         if !TcpFlags::opens(headers.flags) {
             tables.count(Reason::MidFlowWithoutRecord);
             return Next::Continue;
@@ -49,7 +49,7 @@ pub(super) fn choose<P: Packet, W: World>(
 /// First packets to the addresses of services that are nobody's frontends.
 #[inline(always)]
 fn without_frontend(tables: &impl Tables, config: &Config, headers: &Headers) -> Next {
-    let begins = headers.protocol.0 != Protocol::TCP.0 || TcpFlags::opens(headers.flags);
+    let begins = headers.protocol.0 == Protocol::UDP.0 || TcpFlags::opens(headers.flags);
     if !begins || matches!(headers.part, Part::Later) {
         return Next::Continue;
     }

@@ -1,12 +1,12 @@
 //! From a packet to its two ends.
 //!
-//! Ordinary packets (no IPv4 options, no IPv6 extension headers, no fragments, TCP or UDP) take
+//! Ordinary packets (no IPv4 options, no IPv6 extension headers, no fragments, TCP or UDP, not SCTP) take
 //! [`ordinary_v4`] or [`ordinary_v6`], which read at fixed offsets. Everything else takes [`thorough`], which is rare
 //! enough to read at leisure. Neither changes anything.
 
-use super::{Packet, is_translated};
+use super::{Packet, is_ordinary, is_translated};
 use crate::addr::{Addr, Endpoint, Port, Protocol};
-use crate::wire::{Ipv4, Ipv6, Ipv6Fragment, Ports, Tcp, next_header};
+use crate::wire::{Ipv4, Ipv6, Ipv6Fragment, Ports, Sctp, Tcp, next_header};
 
 /// What the link layer says the packet is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -30,18 +30,19 @@ pub enum Part {
     Later,
 }
 
-/// What is known of a TCP or UDP packet.
+/// What is known of a TCP, UDP or SCTP packet.
 #[derive(Clone, Copy, Debug)]
 pub struct Headers {
     /// Who sent it.
     pub source: Endpoint,
     /// Where it goes.
     pub destination: Endpoint,
-    /// TCP or UDP (ICMP in [`Thorough::Icmp`]).
+    /// TCP, UDP or SCTP (ICMP in [`Thorough::Icmp`]).
     pub protocol: Protocol,
     /// Which part of a datagram it is.
     pub part: Part,
-    /// TCP flags; zero for UDP and where the header is not there.
+    /// TCP flags, or what an SCTP chunk means in terms of them; zero for UDP and where the header is
+    /// not there.
     pub flags: u8,
     /// Offset of the transport header.
     pub transport: u32,
@@ -80,7 +81,7 @@ pub(super) enum Ordinary {
 
 /// What the thorough look found.
 pub(super) enum Thorough {
-    /// A TCP or UDP packet. Of a later fragment the ports are not known yet.
+    /// A TCP, UDP or SCTP packet. Of a later fragment the ports are not known yet.
     Segment(Headers),
     /// ICMP of the packet's family, unfragmented: only the addresses and offsets are meant.
     Icmp(Headers),
@@ -97,8 +98,8 @@ pub(super) fn ordinary_v4(packet: &impl Packet) -> Ordinary {
         return Ordinary::Foreign;
     };
     let protocol = ip.protocol();
-    if !is_translated(protocol) {
-        return if protocol.0 == Protocol::ICMP.0 {
+    if !is_ordinary(protocol) {
+        return if matches!(protocol, Protocol::ICMP | Protocol::SCTP) {
             Ordinary::Rare
         } else {
             Ordinary::Foreign
@@ -145,9 +146,10 @@ pub(super) fn ordinary_v6(packet: &impl Packet) -> Ordinary {
         return Ordinary::Foreign;
     };
     let protocol = Protocol(ip.next_header);
-    if !is_translated(protocol) {
+    if !is_ordinary(protocol) {
         return match ip.next_header {
             58
+            | 132
             | next_header::HOP_BY_HOP
             | next_header::ROUTING
             | next_header::FRAGMENT
@@ -338,6 +340,11 @@ fn transport(packet: &impl Packet, mut headers: Headers, icmp: Protocol) -> Thor
     {
         // A quoted segment may end before its flags.
         headers.flags = tcp.flags;
+    }
+    if headers.protocol.0 == Protocol::SCTP.0
+        && let Some(chunk) = packet.load::<u8>(headers.transport + Sctp::CHUNK_AT)
+    {
+        headers.flags = Sctp::flags(chunk);
     }
     Thorough::Segment(headers)
 }

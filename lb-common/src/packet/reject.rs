@@ -1,5 +1,6 @@
 //! Refusing: the packet is turned into the answer to itself. TCP gets a reset (RFC 9293 section
-//! 3.10.7.1), UDP "port unreachable" (RFC 792, RFC 4443), both from the end that was asked.
+//! 3.10.7.1), SCTP an ABORT (RFC 9260 section 8.4), UDP "port unreachable" (RFC 792, RFC 4443), all
+//! from the end that was asked.
 //!
 //! The packet's checksum may be one that a device is yet to compute, and there is no way to tell
 //! the kernel otherwise. So the reset's checksum is changed, never written; and the ICMP error,
@@ -7,7 +8,7 @@
 
 use super::{Covers, Failed, Headers, Next, Packet, Part};
 use crate::addr::Protocol;
-use crate::wire::{Difference, Icmp, Ipv4, Ipv6, Ports, Tcp, TcpFlags, Udp, icmpv4, icmpv6};
+use crate::wire::{Difference, Icmp, Ipv4, Ipv6, Ports, Sctp, Tcp, TcpFlags, Udp, icmpv4, icmpv6};
 
 /// Time to live of an answer.
 const LIFETIME: u8 = 64;
@@ -25,6 +26,8 @@ pub(super) fn answer<P: Packet>(packet: &mut P, headers: &Headers) -> Next {
     }
     let done = if headers.protocol.0 == Protocol::TCP.0 {
         reset(packet, headers)
+    } else if headers.protocol.0 == Protocol::SCTP.0 {
+        abort(packet, headers)
     } else {
         port_unreachable(packet, headers)
     };
@@ -85,6 +88,34 @@ fn reset<P: Packet>(packet: &mut P, headers: &Headers) -> Result<(), Failed> {
     packet.store(at, &words_of_tcp(&new))?;
     packet.store(checksum_at + 2, &new.urgent)?;
     store_ip_header(packet, headers, Protocol::TCP, Tcp::LENGTH)
+}
+
+/// Answers an INIT as an end that nobody listens on does.
+#[inline(always)]
+fn abort<P: Packet>(packet: &mut P, headers: &Headers) -> Result<(), Failed> {
+    let at = headers.transport;
+    let old = packet.load::<Sctp>(at).ok_or(Failed)?;
+    if old.chunk != Sctp::INIT {
+        return Err(Failed);
+    }
+    let [length_high, length_low] = 4_u16.to_be_bytes();
+    let mut words = [
+        word(old.ports.destination.0, old.ports.source.0),
+        old.initiate_tag,
+        0,
+        u32::from_ne_bytes([Sctp::ABORT, 0, length_high, length_low]),
+    ];
+    // Zero stands for a checksum that a device is yet to compute, or for none.
+    if old.checksum != 0 {
+        let mut register = u32::MAX;
+        for word in words {
+            register = packet.advance_crc32c(register ^ u32::from_le(word), 4);
+        }
+        words[2] = (!register).to_le();
+    }
+    packet.resize(at + Sctp::SHORTEST)?;
+    packet.store(at, &words)?;
+    store_ip_header(packet, headers, Protocol::SCTP, Sctp::SHORTEST)
 }
 
 /// A TCP header before its checksum.

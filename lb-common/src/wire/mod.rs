@@ -7,9 +7,11 @@
 mod checksum;
 mod icmp;
 mod ip;
+mod sctp;
 mod transport;
 
 pub use checksum::Difference;
 pub use icmp::{Icmp, icmpv4, icmpv6};
 pub use ip::{Ipv4, Ipv6, Ipv6Fragment, next_header};
+pub use sctp::{Crc32c, Sctp};
 pub use transport::{Ports, Tcp, TcpFlags, Udp};

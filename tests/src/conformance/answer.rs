@@ -3,8 +3,10 @@
 use super::traffic::{Endpoints, Flow};
 use super::world::{SNAT_V4, SNAT_V6, World};
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
-use lb_common::addr::Protocol;
+use lb_common::addr::{Endpoint, Port, Protocol};
+use lb_common::host::craft;
 use lb_common::verdict::{Reason, Verdict};
+use lb_common::wire::Sctp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -120,6 +122,8 @@ pub(super) enum Kind {
     Segment,
     /// A UDP datagram.
     Datagram,
+    /// An SCTP association's first packet.
+    Init,
 }
 
 /// Sends the first packet of a conversation.
@@ -132,8 +136,8 @@ pub(super) fn first_packet(
     let kind = match protocol {
         Protocol::TCP => Kind::Syn,
         Protocol::UDP => Kind::Datagram,
-        // Nothing builds SCTP packets here, and the packet path leaves them alone.
-        _ => return Ok(First::Untouched),
+        Protocol::SCTP => Kind::Init,
+        other => return Err(format!("there are no services of protocol {}", other.0)),
     };
     send(world, from, to, kind).map(|(first, _)| first)
 }
@@ -210,6 +214,9 @@ pub(super) fn packet(from: SocketAddr, to: SocketAddr, kind: Kind) -> Result<Vec
         (IpAddr::V6(from), IpAddr::V6(to)) => PacketBuilder::ipv6(from.octets(), to.octets(), 64),
         _ => return Err(format!("{from} and {to} are of two families")),
     };
+    if kind == Kind::Init {
+        return Ok(init(from, to));
+    }
     let mut bytes = Vec::new();
     let written = if kind.protocol() == Protocol::UDP {
         start
@@ -220,12 +227,21 @@ pub(super) fn packet(from: SocketAddr, to: SocketAddr, kind: Kind) -> Result<Vec
         let segment = match kind {
             Kind::Syn => segment.syn(),
             Kind::SynAck => segment.syn().ack(2),
-            Kind::Segment | Kind::Datagram => segment.ack(2),
+            Kind::Segment | Kind::Datagram | Kind::Init => segment.ack(2),
         };
         segment.write(&mut bytes, &[])
     };
     written.map_err(|error| format!("the packet cannot be built: {error}"))?;
     Ok(bytes)
+}
+
+/// The first packet of an SCTP association.
+fn init(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    let end = |end: SocketAddr| Endpoint {
+        addr: end.ip().into(),
+        port: Port::new(end.port()),
+    };
+    craft::sctp(&end(from), &end(to), Sctp::INIT, &[])
 }
 
 /// Source and destination of a packet.
@@ -246,6 +262,14 @@ pub(super) fn ends(bytes: &[u8]) -> Result<(SocketAddr, SocketAddr), String> {
     let (source, destination) = match packet.transport {
         Some(TransportSlice::Tcp(tcp)) => (tcp.source_port(), tcp.destination_port()),
         Some(TransportSlice::Udp(udp)) => (udp.source_port(), udp.destination_port()),
+        // Of a protocol that the parser does not know: the ports lie where everybody's do.
+        None => {
+            let at = if from.is_ipv4() { 20 } else { 40 };
+            let Some(&[a, b, c, d]) = bytes.get(at..).and_then(<[u8]>::first_chunk) else {
+                return Err("the packet has no ports any more".to_owned());
+            };
+            (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
+        }
         _ => return Err("the packet has no ports any more".to_owned()),
     };
     Ok((

@@ -204,6 +204,7 @@ fn exchange(world: &World, client: SocketAddr, to: SocketAddr, kind: Kind) -> Re
     let answer = match kind {
         Kind::Datagram => Kind::Datagram,
         Kind::Syn | Kind::SynAck | Kind::Segment => Kind::SynAck,
+        Kind::Init => Kind::Init,
     };
     let mut bytes = packet(backend, source, answer)?;
     for verdict in [
@@ -228,6 +229,7 @@ impl Kind {
         match self {
             Self::Datagram => Protocol::UDP,
             Self::Syn | Self::SynAck | Self::Segment => Protocol::TCP,
+            Self::Init => Protocol::SCTP,
         }
     }
 }

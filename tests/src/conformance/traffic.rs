@@ -2,7 +2,7 @@
 //! whatever they are tried on.
 
 use super::answer::{Answer, answer};
-use super::deviations::{Deviation, INTERFACE_DETECTION, SCTP};
+use super::deviations::{Deviation, INTERFACE_DETECTION};
 use super::world::{Node, World, family, object_name};
 use super::{Outcome, read};
 use lb_agent::model::desired::{Family, ObjectName};
@@ -107,8 +107,8 @@ impl Subject for Host {
         answer(&mut self.world, flow)
     }
 
-    fn deviation(&self, flow: &Flow, _: &Answer, _: &Answer) -> Option<&'static Deviation> {
-        (flow.protocol == "SCTP").then_some(&SCTP)
+    fn deviation(&self, _: &Flow, _: &Answer, _: &Answer) -> Option<&'static Deviation> {
+        None
     }
 
     fn check_state(&self, expected: &ExpectState, family: Family, notes: &mut Notes) {

@@ -1,7 +1,6 @@
 //! What a well-formed service gets.
 
 use super::super::desired::{DesiredEndpoint, Family, ObjectName, ServicePortName};
-use super::super::refusal::Feature;
 use super::super::report::NoLocalEndpoints;
 use super::*;
 use lb_common::addr::Protocol;
@@ -206,24 +205,6 @@ fn only_the_touched_service_is_dirty() {
     state.apply(service("two", json!({"clusterIP": "10.96.0.2"})));
     let dirty = state.apply(slice("s", "two", json!([ready("10.0.0.1", "there")])));
     assert_eq!(dirty, [http("two")].into());
-}
-
-#[test]
-fn what_is_not_served_says_so_once() {
-    let mut state = state();
-    state.apply(load_balancer(json!({
-        "externalTrafficPolicy": "Local",
-        "healthCheckNodePort": 32000,
-        "ports": [
-            {"name": "http", "port": 80},
-            {"name": "a", "port": 81, "protocol": "SCTP"},
-            {"name": "b", "port": 82, "protocol": "SCTP"},
-        ],
-    })));
-    let features: Vec<Feature> = state.not_served().iter().map(|one| one.feature).collect();
-    assert_eq!(features, [Feature::Sctp]);
-    state.apply(load_balancer(json!({})));
-    assert!(state.not_served().is_empty());
 }
 
 /// The ranges that guard the load balancer addresses, as text.

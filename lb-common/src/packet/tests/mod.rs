@@ -13,16 +13,16 @@ mod rewrite;
 mod translate;
 
 use crate::addr::{Addr, BackendId, Endpoint, Port, Protocol, ServiceId};
-use crate::host::craft::{flaw, tcp, udp};
+use crate::host::craft::{flaw, sctp, tcp, udp};
 use crate::host::{HostTables, PacketWorld};
 use crate::table::FrontendKind;
 use crate::verdict::{Reason, Verdict};
-use crate::wire::TcpFlags;
+use crate::wire::{Sctp, TcpFlags};
 
 /// The families a test runs for.
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 /// The protocols a test runs for.
-const PROTOCOLS: [Protocol; 2] = [Protocol::TCP, Protocol::UDP];
+const PROTOCOLS: [Protocol; 3] = [Protocol::TCP, Protocol::UDP, Protocol::SCTP];
 /// The device everything happens at.
 const DEVICE: u32 = 3;
 
@@ -112,6 +112,14 @@ impl Scene {
     fn segment(&self, from: &Endpoint, to: &Endpoint, flags: u8) -> Vec<u8> {
         if self.protocol == Protocol::TCP {
             tcp(from, to, flags, b"odd")
+        } else if self.protocol == Protocol::SCTP {
+            let chunk = match flags {
+                TcpFlags::SYN => Sctp::INIT,
+                flags if flags & TcpFlags::RST != 0 => Sctp::ABORT,
+                flags if flags & TcpFlags::FIN != 0 => Sctp::SHUTDOWN,
+                _ => 0,
+            };
+            sctp(from, to, chunk, b"odd")
         } else {
             udp(from, to, b"odd")
         }
