@@ -1,7 +1,7 @@
-//! A Go that builds the control plane of the tests: one that is installed, else the module
+//! A Go that builds the Go modules of the tests: one that is installed, else the module
 //! `golang.org/toolchain` of the module proxy, which is how Go fetches its own releases.
 
-use crate::control_plane::cache;
+use crate::go_module::cache;
 use crate::setup::{self, have};
 use crate::step::{run, say};
 use crate::toolchain::stdout;
@@ -64,7 +64,7 @@ fn fetch() -> Result<PathBuf> {
     let proxy = std::env::var("GOPROXY").unwrap_or_default();
     let url = format!("{}/{}.zip", proxy_of(&proxy), name.replace('@', "/@v/"));
     say(&format!(
-        "fetching {url} (Go, which builds the control plane of the tests)"
+        "fetching {url} (Go, which builds programs of the tests)"
     ));
     fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
     let archive = cache.join(format!("go-{}.zip", std::process::id()));

@@ -4,8 +4,10 @@
 mod build;
 mod control_plane;
 mod demo;
+mod dns;
 mod elf;
 mod go;
+mod go_module;
 mod mutants;
 mod run;
 mod second_try;
@@ -42,6 +44,9 @@ enum Command {
         /// Only the control plane of the tests; prints its directory.
         #[arg(long, conflicts_with = "ebpf")]
         control_plane: bool,
+        /// Only CoreDNS and the resolvers of the tests; prints their directory.
+        #[arg(long, conflicts_with_all = ["ebpf", "control_plane"])]
+        dns: bool,
     },
     /// Everything that proves the project, from a clean checkout.
     Test(TestArgs),
@@ -139,9 +144,12 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Build {
             ebpf,
             control_plane,
+            dns,
         } => {
             if control_plane {
-                println!("{}", control_plane::programs()?.display());
+                println!("{}", control_plane::MODULE.programs()?.display());
+            } else if dns {
+                println!("{}", dns::programs()?.display());
             } else if ebpf {
                 build::objects()?;
             } else {

@@ -33,7 +33,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
             .to_lowercase(),
     };
     if args.control_plane {
-        let programs = Programs::new(&control_plane::programs()?);
+        let programs = Programs::new(&control_plane::MODULE.programs()?);
         return demo::run(&agent, &node, &args.agent, Some(programs));
     }
     if args.kubeconfig.is_none() && args.manifests.is_none() && !in_cluster {

@@ -1,17 +1,15 @@
 //! `cargo xtask test`: everything that proves the project, and one summary at the end.
 
-use crate::control_plane::Missing;
+use crate::go_module::Missing;
 use crate::second_try::{self, Tests};
 use crate::step::{self, cargo, say};
 use crate::vm::{self, Outcome as VmOutcome};
 use crate::workspace::{self, Flavour};
-use crate::{TestArgs, build, control_plane, setup};
+use crate::{TestArgs, build, control_plane, dns, setup};
 use anyhow::{Context, Result, anyhow, bail};
-use lb_lab::control_plane::VARIABLE;
 use std::fmt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How a part ended.
@@ -116,11 +114,12 @@ fn run_all(args: &TestArgs) -> Report {
     }
     report.part("tools", || {
         setup::test_tools()?;
-        control_plane::tools();
+        control_plane::MODULE.tools();
+        dns::tools();
         Ok(())
     });
     // Built while the other parts want one processor, too: it takes minutes, once.
-    let plane = std::thread::spawn(control_plane::programs);
+    let programs = std::thread::spawn(|| [control_plane::MODULE.programs(), dns::programs()]);
     report.part("eBPF objects", build::objects);
     report.part("lints", lints);
     report.part("lints of the eBPF crate", ebpf_lints);
@@ -131,7 +130,17 @@ fn run_all(args: &TestArgs) -> Report {
         let mut tests = cargo(["test", "--quiet", "--no-fail-fast", "--workspace"]);
         kernel_tests(&mut tests)
     });
-    report.outcome("tests on a real control plane", || on_control_plane(plane));
+    let [plane, names] = programs.join().unwrap_or_else(|_| {
+        let panicked = || Missing::Build(anyhow!("the thread that builds them panicked"));
+        [Err(panicked()), Err(panicked())]
+    });
+    report.outcome("tests on a real control plane", || {
+        with_programs(&ON_CONTROL_PLANE, &[(control_plane::VARIABLE, &plane)])
+    });
+    report.outcome("CoreDNS and resolvers on a real control plane", || {
+        let programs = [(control_plane::VARIABLE, &plane), (dns::VARIABLE, &names)];
+        with_programs(&WITH_NAMES, &programs)
+    });
     report.part("cases", project_cases);
     report.outcome("smoke test on other kernels", || {
         match vm::smoke(&crate::default_kernels()) {
@@ -145,28 +154,26 @@ fn run_all(args: &TestArgs) -> Report {
 
 /// Tests that need programs which cargo does not build; a plain `cargo test` leaves them out.
 const ON_CONTROL_PLANE: [&str; 3] = ["control_plane", "control_plane_demo", "application"];
+/// Those that need name servers and resolvers, too.
+const WITH_NAMES: [&str; 1] = ["dns"];
 
-fn tests_on_control_plane() -> impl Iterator<Item = &'static str> {
-    ON_CONTROL_PLANE.iter().flat_map(|test| ["--test", test])
+fn named<'a>(tests: &[&'a str]) -> impl Iterator<Item = &'a str> {
+    tests.iter().flat_map(|test| ["--test", test])
 }
 
-fn on_control_plane(plane: JoinHandle<Result<PathBuf, Missing>>) -> Outcome {
-    let built = plane.join().unwrap_or_else(|_| {
-        Err(Missing::Build(anyhow!(
-            "the thread that builds the control plane panicked"
-        )))
-    });
-    let programs = match built {
-        Ok(programs) => programs,
-        Err(Missing::Tools(error)) => {
-            return Outcome::Skipped(format!("Go and its modules cannot be had: {error:#}"));
-        }
-        Err(error @ Missing::Build(_)) => {
-            return Outcome::Failed(format!("{:#}", anyhow::Error::from(error)));
-        }
-    };
+/// Runs tests that find programs by variables.
+fn with_programs(names: &[&str], programs: &[(&str, &Result<PathBuf, Missing>)]) -> Outcome {
     let mut tests = cargo(["test", "--quiet", "--no-fail-fast", "--package", "lb-tests"]);
-    tests.args(tests_on_control_plane()).env(VARIABLE, programs);
+    tests.args(named(names));
+    for (variable, programs) in programs {
+        match programs {
+            Ok(directory) => {
+                tests.env(variable, directory);
+            }
+            Err(missing @ Missing::Tools(_)) => return Outcome::Skipped(missing.to_string()),
+            Err(missing @ Missing::Build(_)) => return Outcome::Failed(missing.to_string()),
+        }
+    }
     kernel_tests(&mut tests)
 }
 
@@ -214,7 +221,9 @@ fn lints() -> Result<()> {
     step::run(all.args(["--", "-D", "warnings"]))?;
     // Not among all targets for cargo, because it does not run them unasked.
     let mut apart = cargo(["clippy", "--quiet", "--package", "lb-tests"]);
-    apart.args(tests_on_control_plane());
+    apart
+        .args(named(&ON_CONTROL_PLANE))
+        .args(named(&WITH_NAMES));
     step::run(apart.args(["--", "-D", "warnings"]))
 }
 

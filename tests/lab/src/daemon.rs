@@ -4,7 +4,7 @@ use crate::command;
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 /// A process with a log, killed and reaped on drop.
 #[derive(Debug)]
@@ -40,9 +40,27 @@ impl Daemon {
         })
     }
 
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for its own end.
+    pub(crate) fn wait(&mut self) -> Result<ExitStatus> {
+        let name = self.name;
+        self.child
+            .wait()
+            .with_context(|| format!("cannot wait for {name}"))
+    }
+
+    /// The log.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
     /// The end of the log.
     pub(crate) fn tail(&self) -> String {
-        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        let text = self.log();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(20)..].join("\n")
     }

@@ -15,6 +15,7 @@ pub mod client;
 pub mod command;
 pub mod control_plane;
 mod daemon;
+pub mod dns;
 pub mod janitor;
 pub mod namespace;
 pub mod node;
