@@ -3,7 +3,7 @@
 //! The earlier life may have ended between any two writes. Whatever does not fit together is
 //! marked, so that the next full sync mends it; nothing is written here.
 
-use super::service::ranges;
+use super::record::ranges;
 use super::{Fence, Gone, Limits, Member, Planner, Served};
 use crate::model::desired::ServicePortName;
 use lb_common::addr::{BackendId, ServiceId};

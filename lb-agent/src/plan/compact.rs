@@ -2,7 +2,7 @@
 //! again. Only needed when a window finds no run that is long enough although slots are free.
 
 use super::op::{Plan, Resource, Steps};
-use super::service::ranges;
+use super::record::ranges;
 use super::{Planner, Retired, Served};
 use crate::model::desired::ServicePortName;
 use lb_common::table::Window;

@@ -20,6 +20,7 @@ mod extents;
 mod ids;
 mod op;
 mod range;
+mod record;
 mod service;
 #[cfg(test)]
 mod tests;
