@@ -4,6 +4,7 @@
 pub mod account;
 mod agent;
 mod durations;
+mod pods;
 mod updates;
 
 pub use durations::Durations;

@@ -12,7 +12,7 @@ pub use file::{Contents, parse_contents, parse_file};
 use crate::cli::args::RunArgs;
 use crate::cli::values::{EndpointsApi, LogFormat, PortRange, SocketLoadBalancing, TcAttach};
 use crate::datapath::{Capacity, Devices, Options};
-use crate::model::{self, NodePortAddresses, PodDetection};
+use crate::model::{self, NodePortAddresses, PodDetection, PodLabel};
 use clap::ValueEnum;
 use ipnet::IpNet;
 use kube_proxy::translate::SYNC_PERIOD;
@@ -92,6 +92,8 @@ pub struct Settings {
     pub marks: Marks,
     /// Which sockets are balanced.
     pub socket_load_balancing: SocketLoadBalancing,
+    /// Pods that are not balanced at the socket.
+    pub opt_out: Option<PodLabel>,
     /// How the packet programs are attached.
     pub tc_attach: TcAttach,
     /// Where `/metrics` is served.
@@ -238,6 +240,7 @@ impl Settings {
             socket_mode: self.socket_load_balancing.into(),
             masquerade_mark: self.marks.masquerade,
             mark_replies: self.marks.replies,
+            opt_out: self.opt_out.is_some(),
             node_port_range: (self.node_ports.first, self.node_ports.last),
             capacity: Capacity {
                 flows: self.max_flows,
@@ -261,6 +264,7 @@ impl Settings {
             },
             node_port_addresses: self.node_port_addresses.clone(),
             localhost_node_ports: self.localhost_node_ports,
+            opt_out: self.opt_out.clone(),
             masquerade_all: self.masquerade_all,
             service_cidrs: match &self.source {
                 SourceSettings::Manifests(manifests) => manifests.cluster_ip_ranges.clone(),

@@ -68,7 +68,7 @@ fn ten_thousand_services_fit_into_little_memory_and_one_change_touches_one_servi
             match kind {
                 Kind::Service => drop(state.apply(service(index))),
                 Kind::EndpointSlice => drop(state.apply(slice(index, true))),
-                Kind::Node | Kind::ServiceCidr => {}
+                Kind::Node | Kind::ServiceCidr | Kind::Pod | Kind::Namespace => {}
             }
         }
         state.apply(Change::Complete(kind));

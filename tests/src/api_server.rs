@@ -53,6 +53,8 @@ fn resource_of(object: &Value) -> Result<&'static str> {
         Some("Endpoints") => Ok("endpoints"),
         Some("Node") => Ok("nodes"),
         Some("ServiceCIDR") => Ok("servicecidrs"),
+        Some("Pod") => Ok("pods"),
+        Some("Namespace") => Ok("namespaces"),
         other => Err(anyhow!("the server keeps no {other:?}")),
     }
 }
@@ -415,8 +417,10 @@ fn selected(request: &str, object: &Value) -> bool {
     let has = |label: &str| !object["metadata"]["labels"][label].is_null();
     let fields = parameter(request, "fieldSelector").unwrap_or_default();
     let named = fields.strip_prefix("metadata.name=");
+    let node = fields.strip_prefix("spec.nodeName=");
     label.is_none_or(|label| !has(label))
         && named.is_none_or(|name| object["metadata"]["name"] == name)
+        && node.is_none_or(|node| object["spec"]["nodeName"] == node)
         && !(fields == "spec.clusterIP!=None" && object["spec"]["clusterIP"] == "None")
 }
 

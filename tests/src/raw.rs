@@ -159,6 +159,19 @@ pub fn peer(socket: &impl AsFd) -> Result<SocketAddr> {
     Ok(peer.address())
 }
 
+/// `SO_ORIGINAL_DST`: whom a connection was for before netfilter redirected it.
+pub fn original_destination(socket: &impl AsFd, ipv6: bool) -> Result<SocketAddr> {
+    use nix::sys::socket::{getsockopt, sockopt};
+    if ipv6 {
+        let raw = getsockopt(&socket.as_fd(), sockopt::Ip6tOriginalDst)?;
+        let address = Ipv6Addr::from(raw.sin6_addr.s6_addr);
+        return Ok((address, u16::from_be(raw.sin6_port)).into());
+    }
+    let raw = getsockopt(&socket.as_fd(), sockopt::OriginalDst)?;
+    let address = Ipv4Addr::from(u32::from_be(raw.sin_addr.s_addr));
+    Ok((address, u16::from_be(raw.sin_port)).into())
+}
+
 /// `connect(AF_UNSPEC)`: takes a socket's peer away.
 pub fn disconnect(socket: &impl AsFd) -> Result<()> {
     let mut none = RawAddress::from(SocketAddr::from(([0, 0, 0, 0], 0)));

@@ -91,7 +91,7 @@ impl Batch {
         match kind {
             Kind::Service => self.services.one(),
             Kind::EndpointSlice => self.endpoints.one(),
-            Kind::Node | Kind::ServiceCidr => {}
+            Kind::Node | Kind::ServiceCidr | Kind::Pod | Kind::Namespace => {}
         }
     }
 }

@@ -4,6 +4,7 @@ mod machine;
 mod report;
 
 use super::account::{Batch, FamilyWork, LocalGaps, families_of, index};
+use super::pods::PodCgroups;
 use super::{AppError, Refusal, Snapshot};
 use crate::datapath::{Datapath, DeviceProblem, memory};
 use crate::model::desired::{Family, ServicePortName};
@@ -81,6 +82,8 @@ pub(super) struct Agent {
     flows: (u64, u64),
     told: BTreeSet<Refusal>,
     device_problems: Vec<DeviceProblem>,
+    /// The cgroups of pods whose sockets are not balanced.
+    pods: PodCgroups,
     snapshot: watch::Sender<Snapshot>,
 }
 
@@ -95,6 +98,7 @@ impl Agent {
         Self {
             node: state.node().clone(),
             service_cidrs: state.options().service_cidrs.clone(),
+            pods: PodCgroups::below(datapath.cgroup()),
             datapath,
             planner,
             state,
@@ -147,6 +151,7 @@ impl Agent {
                     self.take_changes(change, &mut changes);
                 }
                 _ = probe.tick() => self.probe(),
+                () = sleep_until(self.pods.due()) => self.look_for_pods(),
                 _ = sweep.tick() => self.sweep(),
             }
         }
@@ -167,6 +172,7 @@ impl Agent {
                 .flatten();
         }
         self.note_changes(batch);
+        self.follow_pods();
         // Nothing is believed, and so nothing removed, before every source is complete once.
         if !self.state.is_complete() {
             return;

@@ -7,7 +7,7 @@ use crate::cli::values::{
 };
 use crate::config::kube_proxy::Flags;
 use crate::datapath::{DEFAULT_DIRECTORY, Devices};
-use crate::model::NodePortAddresses;
+use crate::model::{NodePortAddresses, PodLabel};
 use clap::{Args, Parser, Subcommand};
 use serde::Deserialize;
 use std::ffi::OsString;
@@ -195,6 +195,13 @@ pub struct RunArgs {
     #[arg(long, value_name = "all|host-only|off", value_enum, ignore_case = true)]
     #[serde(deserialize_with = "choice")]
     pub socket_load_balancing: Option<SocketLoadBalancing>,
+
+    /// Pods with this label, or in a namespace with it, are not balanced at the socket but by the
+    /// packet path: what redirects connections inside of them (a service mesh) sees the addresses of
+    /// services. A pod's own label goes before that of its namespace. Needs to list pods and
+    /// namespaces.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub socket_opt_out_label: Option<PodLabel>,
 
     /// How the packet programs are attached: TCX needs kernel 6.6 [default: auto].
     #[arg(long, value_name = "auto|tcx|clsact", value_enum, ignore_case = true)]

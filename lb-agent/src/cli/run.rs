@@ -316,6 +316,7 @@ async fn start_source(
                 servers,
                 node: settings.node.clone(),
                 use_endpoints: cluster.endpoints == EndpointsApi::Endpoints,
+                watch_labels: settings.opt_out.is_some(),
             };
             tokio::spawn(source.run(changes, reports, shutdown.clone()));
         }

@@ -3,7 +3,7 @@
 //! Each type parses in one place and answers a bad value with a sentence that shows a good one.
 
 use crate::datapath::{self, Devices};
-use crate::model::NodePortAddresses;
+use crate::model::{NodePortAddresses, PodLabel};
 use clap::ValueEnum;
 use ipnet::IpNet;
 use lb_common::table::SocketMode;
@@ -183,7 +183,7 @@ macro_rules! deserialize_from_str {
     )+};
 }
 
-deserialize_from_str!(BindAddress, Mark, PortRange);
+deserialize_from_str!(BindAddress, Mark, PodLabel, PortRange);
 
 /// Implements `Deserialize` for what may be written as one text or as a list of its parts.
 macro_rules! deserialize_from_parts {

@@ -99,6 +99,7 @@ pub(super) fn check(args: RunArgs, kube_proxy: &KubeProxy) -> Result<Settings, I
             replies: args.mark_replies.unwrap_or(false),
         },
         socket_load_balancing: args.socket_load_balancing.unwrap_or_default(),
+        opt_out: args.socket_opt_out_label,
         tc_attach: args.tc_attach.unwrap_or_default(),
         metrics,
         health,
@@ -161,6 +162,10 @@ fn check_manifests(
     for (given, option) in [
         (args.apiserver.is_some(), "--apiserver"),
         (args.endpoints_api.is_some(), "--endpoints-api"),
+        (
+            args.socket_opt_out_label.is_some(),
+            "--socket-opt-out-label",
+        ),
     ] {
         if given {
             problems.push(format!(

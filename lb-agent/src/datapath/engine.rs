@@ -8,6 +8,7 @@ use super::error::{CleanupError, StartError};
 use super::flows::{self, FlowUse};
 use super::load::{self, Programs};
 use super::local::Local;
+use super::opt_out::OptedOut;
 use super::options::Options;
 use super::probe;
 use super::tables::{Grace, Tables, WriteError};
@@ -19,11 +20,11 @@ use crate::plan::{Op, Planner, Used};
 use lb_common::addr::BackendId;
 use lb_common::hash::HashKeys;
 use lb_common::table::{Config, ConfigFlags, SocketMode, name};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use zerocopy::{FromBytes, FromZeros};
 
 /// Lowest SNAT source port we take unasked: what lies below is well known for something.
@@ -40,6 +41,7 @@ pub struct Datapath {
     attached: Attached,
     /// Where the socket hooks are.
     cgroup: (PathBuf, File),
+    opted_out: OptedOut,
     config: Config,
     succeeds_another_layout: bool,
     _lock: Lock,
@@ -97,10 +99,8 @@ impl Datapath {
         }
         config.socket_mode = options.socket_mode as u32;
         config.masquerade_mark = options.masquerade_mark;
-        config.flags &= !ConfigFlags::MARK_REPLIES;
-        if options.mark_replies {
-            config.flags |= ConfigFlags::MARK_REPLIES;
-        }
+        config.switch(ConfigFlags::MARK_REPLIES, options.mark_replies);
+        config.switch(ConfigFlags::OPT_OUT, options.opt_out);
         config.flow_mask = tables.flow_buckets().saturating_sub(1);
         (config.snat_port_first, config.snat_port_last) = snat_ports;
         (config.node_port_first, config.node_port_last) = options.node_port_range;
@@ -113,6 +113,7 @@ impl Datapath {
             local,
             attached: Attached::new(options.devices.clone(), options.tc_attach),
             cgroup,
+            opted_out: OptedOut::default(),
             config,
             succeeds_another_layout,
             _lock: lock,
@@ -209,6 +210,16 @@ impl Datapath {
         }
         self.attached
             .update(&self.directory, &self.programs, &facts.devices)
+    }
+
+    /// The cgroups (by inode) whose processes' sockets are not balanced, from now on.
+    pub fn set_opted_out(&mut self, cgroups: BTreeSet<u64>) -> io::Result<()> {
+        self.opted_out.set(&self.directory, cgroups)
+    }
+
+    /// The cgroup that the socket hooks are attached to.
+    pub fn cgroup(&self) -> &Path {
+        &self.cgroup.0
     }
 
     /// Names of the devices that carry the packet path.

@@ -24,6 +24,7 @@ mod mapping;
 pub mod memory;
 mod names;
 mod netlink;
+mod opt_out;
 mod options;
 mod probe;
 mod reader;

@@ -76,6 +76,8 @@ pub struct Options {
     pub masquerade_mark: u32,
     /// Replies get the mark, too.
     pub mark_replies: bool,
+    /// Some processes' sockets are not balanced.
+    pub opt_out: bool,
     /// First and last node port.
     pub node_port_range: (u16, u16),
     /// First and last source port of SNATed flows; `None`: below the host's ephemeral range.
@@ -96,6 +98,7 @@ impl Default for Options {
             socket_mode: SocketMode::All,
             masquerade_mark: 1 << 14,
             mark_replies: false,
+            opt_out: false,
             node_port_range: (30000, 32767),
             snat_ports: None,
             capacity: Capacity::default(),

@@ -14,6 +14,7 @@ pub mod endpoint;
 pub mod frontend;
 mod index;
 pub mod node;
+mod opt_out;
 pub mod options;
 pub mod refusal;
 pub mod report;
@@ -26,5 +27,6 @@ mod view;
 #[cfg(test)]
 mod tests;
 
-pub use options::{NodePortAddresses, Options, PodDetection};
+pub use opt_out::PodUid;
+pub use options::{NodePortAddresses, Options, PodDetection, PodLabel};
 pub use state::{Dirty, State};

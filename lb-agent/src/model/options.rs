@@ -33,6 +33,31 @@ pub enum NodePortAddresses {
     Ranges(Vec<IpNet>),
 }
 
+/// A label with its value, as `key=value`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PodLabel {
+    /// The key, with its prefix.
+    pub key: String,
+    /// The value.
+    pub value: String,
+}
+
+impl std::str::FromStr for PodLabel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.trim().split_once('=') {
+            Some((key, value)) if !key.is_empty() && !key.contains([' ', ',', '!']) => Ok(Self {
+                key: key.to_owned(),
+                value: value.to_owned(),
+            }),
+            _ => Err(format!(
+                "`{text}` is not a label such as istio-injection=enabled"
+            )),
+        }
+    }
+}
+
 /// Everything the operator chose that changes what is served.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Options {
@@ -55,6 +80,8 @@ pub struct Options {
     pub node_ip: Option<IpAddr>,
     /// Number of the algorithm of services that name none (`lb_common::balance::Algorithm`).
     pub algorithm: u32,
+    /// Pods with this label, or in a namespace with it, are not balanced at the socket.
+    pub opt_out: Option<PodLabel>,
 }
 
 impl Default for Options {
@@ -69,6 +96,7 @@ impl Default for Options {
             external_ranges: None,
             node_ip: None,
             algorithm: Algorithm::RANDOM,
+            opt_out: None,
         }
     }
 }

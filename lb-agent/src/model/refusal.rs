@@ -124,6 +124,8 @@ impl fmt::Display for Refusal {
             Kind::EndpointSlice => "EndpointSlice",
             Kind::Node => "Node",
             Kind::ServiceCidr => "ServiceCIDR",
+            Kind::Pod => "Pod",
+            Kind::Namespace => "Namespace",
         };
         write!(
             f,

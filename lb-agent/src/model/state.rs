@@ -6,6 +6,7 @@ use super::desired::{Family, ObjectName, ServicePortName};
 use super::endpoint::{self, Interner, Slice};
 use super::index::Holders;
 use super::node::NodeFacts;
+use super::opt_out::{OptOut, PodUid};
 use super::options::Options;
 use super::refusal::{Feature, Refusal};
 use super::service::{self, Service};
@@ -50,6 +51,7 @@ pub struct State {
     /// The ranges of ClusterIPs the operator typed; those of objects come on top.
     typed_cidrs: Vec<IpNet>,
     service_cidrs: BTreeMap<Arc<ObjectName>, Vec<IpNet>>,
+    opt_out: OptOut,
     triggers: TriggerTimes,
     interner: Interner,
     /// Names seen in a listing that is under way.
@@ -78,6 +80,7 @@ impl State {
             host_addresses: BTreeSet::new(),
             refused: BTreeMap::new(),
             not_served: BTreeMap::new(),
+            opt_out: OptOut::default(),
             triggers: TriggerTimes::default(),
             interner: Interner::default(),
             listings: HashMap::new(),
@@ -132,6 +135,15 @@ impl State {
         }
     }
 
+    /// The pods of this node that are not balanced at the socket; `None` where none may be, and
+    /// until pods and namespaces have been listed completely.
+    pub fn opted_out(&self) -> Option<BTreeSet<PodUid>> {
+        let known = [Kind::Pod, Kind::Namespace]
+            .iter()
+            .all(|kind| self.complete.contains(kind));
+        (known && self.options.opt_out.is_some()).then(|| self.opt_out.uids())
+    }
+
     /// Takes this node's addresses, as its devices have them. Returns the service ports whose
     /// [`desired`](Self::desired) may be another now.
     pub fn set_host_addresses(&mut self, addresses: BTreeSet<IpAddr>) -> Dirty {
@@ -162,6 +174,8 @@ impl State {
             Object::EndpointSlice(slice) => (Kind::EndpointSlice, ObjectName::of(&slice.metadata)),
             Object::Node(node) => (Kind::Node, ObjectName::of(&node.metadata)),
             Object::ServiceCidr(range) => (Kind::ServiceCidr, ObjectName::of(&range.metadata)),
+            Object::Pod(pod) => (Kind::Pod, ObjectName::of(&pod.metadata)),
+            Object::Namespace(namespace) => (Kind::Namespace, ObjectName::of(&namespace.metadata)),
         };
         if let Some(listed) = self.listings.get_mut(&kind) {
             listed.insert(name.clone());
@@ -179,6 +193,12 @@ impl State {
                 let name = Arc::new(name);
                 self.note_refusals(Kind::EndpointSlice, &name, converted.refusals);
                 self.put_slice(&name, converted.slice, trigger_time(object))
+            }
+            Object::Pod(_) | Object::Namespace(_) => {
+                if let Some(label) = &self.options.opt_out {
+                    self.opt_out.put(label, object);
+                }
+                Dirty::new()
             }
             Object::Node(object) => self.put_node(NodeFacts::from_object(object)),
             Object::ServiceCidr(object) => {
@@ -199,6 +219,7 @@ impl State {
             Kind::EndpointSlice => self.slices.keys().cloned().collect(),
             Kind::Node => Vec::new(),
             Kind::ServiceCidr => self.service_cidrs.keys().cloned().collect(),
+            Kind::Pod | Kind::Namespace => self.opt_out.names(kind),
         };
         let refused = self.refused.keys();
         let refused = refused.filter(|(of, _)| *of == kind).map(|(_, name)| name);
@@ -226,6 +247,10 @@ impl State {
             // A deleted Node object changes nothing on the machine (section 13).
             Kind::Node => Dirty::new(),
             Kind::ServiceCidr => self.put_service_cidrs(&name, None),
+            Kind::Pod | Kind::Namespace => {
+                self.opt_out.remove(kind, &name);
+                Dirty::new()
+            }
         }
     }
 

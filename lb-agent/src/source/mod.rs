@@ -7,7 +7,7 @@ pub mod endpoints;
 pub mod kube;
 
 use crate::model::desired::ObjectName;
-use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use std::fmt;
@@ -24,6 +24,10 @@ pub enum Kind {
     Node,
     /// `networking.k8s.io/v1` ServiceCIDR. Older API servers have none, so nothing waits for it.
     ServiceCidr,
+    /// `v1` Pod, this node's only and only where sockets of labelled pods are not balanced.
+    Pod,
+    /// `v1` Namespace, likewise.
+    Namespace,
 }
 
 impl Kind {
@@ -42,6 +46,10 @@ pub enum Object {
     Node(Box<Node>),
     /// Ranges that ClusterIPs come from.
     ServiceCidr(Box<ServiceCIDR>),
+    /// A pod of this node; its metadata and phase matter.
+    Pod(Box<Pod>),
+    /// A namespace; its labels matter.
+    Namespace(Box<Namespace>),
 }
 
 /// One step of a source. A listing is `Restart`, any number of `Apply`, `Complete`: what was known

@@ -28,6 +28,8 @@ pub struct HostSocket<'a> {
     pub connected: Cell<bool>,
     /// The cookie of its namespace; 1 is the kernel's first.
     pub namespace: u64,
+    /// What [`Socket::is_opted_out`] answers.
+    pub opted_out: Cell<bool>,
     /// The features of the kernel.
     pub features: Cell<u32>,
     /// Whether the kernel has room for another record.
@@ -45,6 +47,7 @@ impl<'a> HostSocket<'a> {
             source: Cell::new(Addr::UNSPECIFIED),
             connected: Cell::new(false),
             namespace,
+            opted_out: Cell::new(false),
             features: Cell::new(Feature::SET_RETVAL | Feature::NETNS_COOKIE_IN_SOCKOPS),
             room: Cell::new(true),
         }
@@ -126,6 +129,10 @@ impl Socket for HostSocket<'_> {
 
     fn is_in_first_namespace(&self) -> bool {
         self.namespace == 1
+    }
+
+    fn is_opted_out(&self) -> bool {
+        self.opted_out.get()
     }
 
     fn kernel_has(&self, feature: u32) -> bool {

@@ -59,6 +59,8 @@ pub trait Socket: Records {
     fn namespace(&self) -> u64;
     /// True if that is the kernel's first namespace.
     fn is_in_first_namespace(&self) -> bool;
+    /// True if its process is in a cgroup, at any depth, whose sockets are not balanced.
+    fn is_opted_out(&self) -> bool;
     /// True if the running kernel has this [`Feature`].
     fn kernel_has(&self, feature: u32) -> bool;
 }
@@ -164,6 +166,9 @@ fn find<'t, T: SocketTables>(
     };
     let host = client::is_host(config, socket);
     if config.socket_mode == SocketMode::HostOnly as u32 && !host {
+        return None;
+    }
+    if config.has(ConfigFlags::OPT_OUT) && socket.is_opted_out() {
         return None;
     }
     match (frontend, unserved) {

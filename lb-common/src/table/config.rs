@@ -34,6 +34,8 @@ impl ConfigFlags {
     /// Replies get [`Config::masquerade_mark`] as they arrive, for routing rules that must not send them
     /// elsewhere than the requests came from.
     pub const MARK_REPLIES: u32 = 1 << 5;
+    /// `lb_optout` may hold the cgroups of processes whose sockets are not balanced.
+    pub const OPT_OUT: u32 = 1 << 6;
 }
 
 /// How many ServiceCIDRs fit into [`Config`]: as many as make its size a power of two.
@@ -84,6 +86,15 @@ impl Config {
     #[inline(always)]
     pub const fn has(&self, flag: u32) -> bool {
         self.flags & flag != 0
+    }
+
+    /// Sets or clears `flag`.
+    pub const fn switch(&mut self, flag: u32, on: bool) {
+        if on {
+            self.flags |= flag;
+        } else {
+            self.flags &= !flag;
+        }
     }
 
     /// True if `port` lies in the node port range.

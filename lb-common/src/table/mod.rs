@@ -18,6 +18,7 @@
 //! | `lb_snat_pool` | array, mmapable, 256 | index → [`Addr`](crate::addr::Addr); 0 is none | agent |
 //! | `lb_affinity` | LRU hash | [`AffinityKey`] → [`Affinity`] | programs |
 //! | `lb_netns` | LRU hash | netns cookie → [`NamespaceAddresses`] | programs, agent (host) |
+//! | `lb_optout` | hash | cgroup (inode) whose processes' sockets are not balanced → 1 | agent |
 //! | `lb_fragments` | LRU hash | [`FragmentKey`] → [`FragmentPorts`] | programs |
 //! | `lb_flows` | array, mmapable | bucket → `flow::Bucket` | programs |
 //! | `lb_sock` | socket storage | socket → [`ConnectedSocket`] | programs |
@@ -74,6 +75,7 @@ pub mod name {
     pub const SNAT_POOL: &str = "lb_snat_pool";
     pub const AFFINITY: &str = "lb_affinity";
     pub const NAMESPACES: &str = "lb_netns";
+    pub const OPTED_OUT: &str = "lb_optout";
     pub const FRAGMENTS: &str = "lb_fragments";
     pub const FLOWS: &str = "lb_flows";
     pub const SOCKETS: &str = "lb_sock";

@@ -5,8 +5,11 @@ pub(crate) mod records;
 
 use crate::env::{Kernel, has};
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_set_retval};
-use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
+use aya_ebpf::btf_maps::HashMap;
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_set_retval,
+};
+use aya_ebpf::macros::{btf_map, cgroup_sock, cgroup_sock_addr};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
@@ -29,6 +32,10 @@ const AF_INET6: u32 = 10;
 const ESTABLISHED: u32 = 1;
 /// `IPPROTO_MPTCP`: its first subflow connects as TCP.
 const MPTCP: u32 = 262;
+
+/// Cgroups whose processes' sockets are not balanced.
+#[btf_map(name = "lb_optout")]
+static OPTED_OUT: HashMap<u64, u32, 4_096> = HashMap::new();
 
 /// Which of the pair of hooks runs: the context's fields of the other family cannot be read.
 trait Family {
@@ -225,9 +232,37 @@ impl<F: Family> Socket for AddressedSocket<F> {
     }
 
     #[inline(always)]
+    fn is_opted_out(&self) -> bool {
+        is_opted_out()
+    }
+
+    #[inline(always)]
     fn kernel_has(&self, feature: u32) -> bool {
         has(feature)
     }
+}
+
+/// How deep below the root a pod's cgroup may lie: three for kubelet's own tree, and room for a
+/// container around the node.
+const DEPTH: i32 = 12;
+
+/// Walks down from the root cgroup to that of the calling process.
+#[inline(always)]
+fn is_opted_out() -> bool {
+    let mut level = 1;
+    while level <= DEPTH {
+        // SAFETY: the helper takes a number and only returns one.
+        let cgroup = unsafe { bpf_get_current_ancestor_cgroup_id(level) };
+        if cgroup == 0 {
+            return false;
+        }
+        // SAFETY: the value is not read.
+        if unsafe { OPTED_OUT.get(cgroup) }.is_some() {
+            return true;
+        }
+        level += 1;
+    }
+    false
 }
 
 #[inline(always)]

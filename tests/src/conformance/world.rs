@@ -361,5 +361,7 @@ pub(super) fn change(kind: Kind, object: &Value) -> Result<Change, Outcome> {
         }
         Kind::Node => Object::Node(Box::new(super::read("the node", object)?)),
         Kind::ServiceCidr => Object::ServiceCidr(Box::new(super::read("a ServiceCIDR", object)?)),
+        Kind::Pod => Object::Pod(Box::new(super::read("a pod", object)?)),
+        Kind::Namespace => Object::Namespace(Box::new(super::read("a namespace", object)?)),
     }))
 }

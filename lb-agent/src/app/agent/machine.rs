@@ -103,6 +103,22 @@ impl Agent {
         self.update_machine();
     }
 
+    /// Takes the pods that are opted out of socket balancing, once it is known which.
+    pub(super) fn follow_pods(&mut self) {
+        if let Some(pods) = self.state.opted_out()
+            && self.pods.want(pods)
+        {
+            self.look_for_pods();
+        }
+    }
+
+    /// Follows the cgroups of these pods.
+    pub(super) fn look_for_pods(&mut self) {
+        if let Err(error) = self.datapath.set_opted_out(self.pods.look()) {
+            tracing::warn!(%error, "cannot write whose sockets are not balanced; trying again");
+        }
+    }
+
     pub(super) fn probe(&mut self) {
         let answer = self.datapath.probe();
         let mended = match &answer {

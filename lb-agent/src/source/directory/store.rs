@@ -117,6 +117,8 @@ impl Store {
             Kind::EndpointSlice => read(json).map(Object::EndpointSlice),
             Kind::Node => read(json).map(Object::Node),
             Kind::ServiceCidr => read(json).map(Object::ServiceCidr),
+            Kind::Pod => read(json).map(Object::Pod),
+            Kind::Namespace => read(json).map(Object::Namespace),
         }
     }
 }

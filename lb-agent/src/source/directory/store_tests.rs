@@ -55,6 +55,9 @@ fn told(changes: &[Change]) -> Vec<String> {
         Change::Apply(Object::Node(object)) => {
             format!("apply Node {}", object.metadata.name.as_ref().unwrap())
         }
+        Change::Apply(Object::Pod(_) | Object::Namespace(_)) => {
+            panic!("nothing needs them of a directory")
+        }
         Change::Apply(Object::ServiceCidr(object)) => {
             format!(
                 "apply ServiceCIDR {}",

@@ -75,6 +75,7 @@ async fn the_connection_carries_the_kubeconfigs_address_and_token() {
         servers,
         node: "here".to_owned(),
         use_endpoints: false,
+        watch_labels: false,
     };
     let shutdown = CancellationToken::new();
     let running = tokio::spawn(source.run(change_sender, report_sender, shutdown.clone()));

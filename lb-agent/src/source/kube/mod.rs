@@ -10,7 +10,7 @@ use crate::model::desired::ObjectName;
 use crate::source::endpoints::slices_of;
 use crate::source::{Change, Kind, Object, Report};
 use client::Servers;
-use k8s_openapi::api::core::v1::{Endpoints, Node, Service};
+use k8s_openapi::api::core::v1::{Endpoints, Namespace, Node, Pod, PodStatus, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +27,8 @@ pub struct KubeSource {
     pub node: String,
     /// Read Endpoints instead of EndpointSlices, for clusters without those.
     pub use_endpoints: bool,
+    /// Watch this node's pods and all namespaces, too, for their labels.
+    pub watch_labels: bool,
 }
 
 impl KubeSource {
@@ -44,7 +46,15 @@ impl KubeSource {
             reports,
         };
         let services = watch.follow(Services);
-        let node = watch.follow(OwnNode { name: self.node });
+        let pods = async {
+            if self.watch_labels {
+                let node = self.node.clone();
+                tokio::join!(watch.follow(OwnPods { node }), watch.follow(Namespaces));
+            }
+        };
+        let node = watch.follow(OwnNode {
+            name: self.node.clone(),
+        });
         let ranges = watch.follow(ServiceRanges);
         let endpoints = async {
             if self.use_endpoints {
@@ -55,7 +65,7 @@ impl KubeSource {
         };
         tokio::select! {
             () = shutdown.cancelled() => {}
-            ((), (), (), ()) = async { tokio::join!(services, node, endpoints, ranges) } => {}
+            ((), (), (), (), ()) = async { tokio::join!(services, node, endpoints, ranges, pods) } => {}
         }
     }
 }
@@ -169,6 +179,45 @@ impl Watched for OwnNode {
             status.images = None;
         }
         vec![Change::Apply(Object::Node(Box::new(node)))]
+    }
+}
+
+/// The pods of this node.
+struct OwnPods {
+    node: String,
+}
+
+impl Watched for OwnPods {
+    type Resource = Pod;
+    const KIND: Kind = Kind::Pod;
+    const NAME: &'static str = "pods";
+
+    fn fields(&self) -> Option<String> {
+        Some(format!("spec.nodeName={}", self.node))
+    }
+
+    fn applied(&mut self, mut pod: Pod) -> Vec<Change> {
+        pod.metadata.managed_fields = None;
+        pod.spec = None;
+        pod.status = pod.status.map(|status| PodStatus {
+            phase: status.phase,
+            ..PodStatus::default()
+        });
+        vec![Change::Apply(Object::Pod(Box::new(pod)))]
+    }
+}
+
+/// Every namespace.
+struct Namespaces;
+
+impl Watched for Namespaces {
+    type Resource = Namespace;
+    const KIND: Kind = Kind::Namespace;
+    const NAME: &'static str = "namespaces";
+
+    fn applied(&mut self, mut namespace: Namespace) -> Vec<Change> {
+        namespace.metadata.managed_fields = None;
+        vec![Change::Apply(Object::Namespace(Box::new(namespace)))]
     }
 }
 

@@ -20,6 +20,7 @@ fn start(clients: Vec<Client>, use_endpoints: bool) -> Running {
         servers: Servers::new(clients.into_iter().enumerate().map(named).collect()),
         node: "here".to_owned(),
         use_endpoints,
+        watch_labels: false,
     };
     let (change_sender, changes) = mpsc::channel(64);
     let (report_sender, reports) = mpsc::channel(64);
@@ -47,6 +48,14 @@ impl Running {
                 ),
                 Change::Apply(Object::ServiceCidr(object)) => (
                     Kind::ServiceCidr,
+                    format!("apply {}", object.metadata.name.unwrap()),
+                ),
+                Change::Apply(Object::Pod(object)) => (
+                    Kind::Pod,
+                    format!("apply {}", object.metadata.name.unwrap()),
+                ),
+                Change::Apply(Object::Namespace(object)) => (
+                    Kind::Namespace,
                     format!("apply {}", object.metadata.name.unwrap()),
                 ),
                 Change::Apply(Object::Node(object)) => (

@@ -382,7 +382,7 @@ fn config<W: Watched>(watched: &W, strategy: Strategy) -> watcher::Config {
         label_selector: W::LABELS.map(str::to_owned),
         field_selector: watched
             .fields()
-            .filter(|_| strategy.fields || W::KIND == Kind::Node),
+            .filter(|_| strategy.fields || matches!(W::KIND, Kind::Node | Kind::Pod)),
         timeout: Some(WATCH_SECONDS),
         list_semantic: ListSemantic::MostRecent,
         page_size: (!strategy.streaming).then_some(PAGE),

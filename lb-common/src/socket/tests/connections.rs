@@ -212,6 +212,24 @@ fn only_tcp_and_udp_are_balanced() {
 }
 
 #[test]
+fn a_process_that_is_opted_out_is_left_to_the_packet_path() {
+    for (flag, opted_out, served) in [
+        (ConfigFlags::OPT_OUT, true, false),
+        (ConfigFlags::OPT_OUT, false, true),
+        (0, true, true),
+    ] {
+        let mut world = World::new();
+        world.tables.config.flags |= flag;
+        let [asked, _] = family(8, 1, 80);
+        world.serve(asked, TCP, 1);
+        let socket = world.socket(POD);
+        socket.opted_out.set(opted_out);
+        let translated = matches!(socket.connect(asked, TCP), SocketVerdict::Translate(_));
+        assert_eq!(translated, served, "{flag} {opted_out}");
+    }
+}
+
+#[test]
 fn the_modes_choose_whose_sockets_are_balanced() {
     for (mode, pod, host) in [
         (SocketMode::All, true, true),
