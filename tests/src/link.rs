@@ -11,9 +11,13 @@ use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+/// How often a held line is looked at.
+const POLL: Duration = Duration::from_millis(20);
+
 #[derive(Debug, Default)]
 struct State {
     cut: bool,
+    held: bool,
     delay: Duration,
     connections: Vec<TcpStream>,
     accepted: usize,
@@ -66,6 +70,17 @@ impl Link {
         lock(&self.state).cut = false;
     }
 
+    /// Connections stay, and new ones are accepted, but nothing is carried until [`Self::release`]:
+    /// neither end is told.
+    pub fn hold(&self) {
+        lock(&self.state).held = true;
+    }
+
+    /// Carries again, what was said meanwhile first.
+    pub fn release(&self) {
+        lock(&self.state).held = false;
+    }
+
     /// Every piece of an answer takes this long.
     pub fn delay(&self, delay: Duration) {
         lock(&self.state).delay = delay;
@@ -83,6 +98,7 @@ impl Drop for Link {
         let fd = self.listener.as_raw_fd();
         let _ = nix::sys::socket::shutdown(fd, nix::sys::socket::Shutdown::Both);
         self.cut();
+        self.release();
     }
 }
 
@@ -105,17 +121,24 @@ fn connect(shared: &Arc<Mutex<State>>, near: TcpStream, far: SocketAddr) -> Resu
         return Ok(near.shutdown(Shutdown::Both)?);
     }
     let (questions, answers) = ((near.try_clone()?, far.try_clone()?), (far, near));
-    std::thread::spawn(move || carry(questions.0, questions.1, Duration::default));
-    let state = Arc::clone(shared);
-    std::thread::spawn(move || carry(answers.0, answers.1, || lock(&state).delay));
+    for ((from, to), is_answer) in [(questions, false), (answers, true)] {
+        let state = Arc::clone(shared);
+        std::thread::spawn(move || carry(from, to, is_answer, &state));
+    }
     Ok(())
 }
 
 /// Carries bytes one way until either end is closed, then closes both.
-fn carry(mut from: TcpStream, mut to: TcpStream, delay: impl Fn() -> Duration) {
+fn carry(mut from: TcpStream, mut to: TcpStream, is_answer: bool, state: &Mutex<State>) {
     let mut buffer = vec![0; 65_536];
     while let Ok(length) = from.read(&mut buffer) {
-        std::thread::sleep(delay());
+        while lock(state).held {
+            std::thread::sleep(POLL);
+        }
+        if is_answer {
+            let delay = lock(state).delay;
+            std::thread::sleep(delay);
+        }
         if length == 0 || to.write_all(&buffer[..length]).is_err() {
             break;
         }

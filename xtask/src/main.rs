@@ -103,8 +103,11 @@ pub(crate) struct RunArgs {
 #[derive(Args, Debug)]
 pub(crate) struct TestArgs {
     /// Only what needs neither root nor an eBPF toolchain.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "slow")]
     host: bool,
+    /// Those that take as long as what they are about, too: ten minutes more.
+    #[arg(long)]
+    slow: bool,
 }
 
 /// Options of `vm`.

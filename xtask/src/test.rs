@@ -137,6 +137,9 @@ fn run_all(args: &TestArgs) -> Report {
     report.outcome("tests on a real control plane", || {
         with_programs(&ON_CONTROL_PLANE, &[(control_plane::VARIABLE, &plane)])
     });
+    if args.slow {
+        report.outcome("tests that take ten minutes", || slow(&plane));
+    }
     report.outcome("CoreDNS and resolvers on a real control plane", || {
         let programs = [(control_plane::VARIABLE, &plane), (dns::VARIABLE, &names)];
         with_programs(&WITH_NAMES, &programs)
@@ -153,7 +156,12 @@ fn run_all(args: &TestArgs) -> Report {
 }
 
 /// Tests that need programs which cargo does not build; a plain `cargo test` leaves them out.
-const ON_CONTROL_PLANE: [&str; 3] = ["control_plane", "control_plane_demo", "application"];
+const ON_CONTROL_PLANE: [&str; 4] = [
+    "control_plane",
+    "control_plane_demo",
+    "control_plane_outage",
+    "application",
+];
 /// Those that need name servers and resolvers, too.
 const WITH_NAMES: [&str; 1] = ["dns"];
 
@@ -175,6 +183,28 @@ fn with_programs(names: &[&str], programs: &[(&str, &Result<PathBuf, Missing>)])
         }
     }
     kernel_tests(&mut tests)
+}
+
+/// Runs tests that take as long as what they are about.
+fn slow(plane: &Result<PathBuf, Missing>) -> Outcome {
+    let Ok(programs) = plane else {
+        return Outcome::Skipped("there is no control plane".to_owned());
+    };
+    let mut tests = cargo([
+        "test",
+        "--package",
+        "lb-tests",
+        "--test",
+        "control_plane_outage",
+    ]);
+    tests
+        .args(["--", "--ignored", "--nocapture"])
+        .env(control_plane::VARIABLE, programs)
+        .env("LB_AGENT_BIN", workspace::target().join("debug/lb-agent"));
+    match step::run(&mut tests) {
+        Ok(()) => Outcome::Passed,
+        Err(error) => Outcome::Failed(format!("{error:#}")),
+    }
 }
 
 /// Runs tests that need the agent.

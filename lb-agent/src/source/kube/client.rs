@@ -1,11 +1,12 @@
 //! Connections to the API server: credentials, addresses, and noticing a dead peer.
 //!
-//! kube's ready-made client speaks HTTP/1.1 without TCP keepalive and notices a vanished server
-//! after minutes. The connector here notices within about 45 s, as kube-proxy does.
+//! kube's ready-made client speaks HTTP/1.1 without TCP keepalive and notices a server that vanished
+//! or hangs after minutes. This one notices within about 45 s, as kube-proxy does.
 
+use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use kube::client::{Body, ConfigExt};
 use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
@@ -19,6 +20,13 @@ use tower::ServiceBuilder;
 const SERVER_NAME: &str = "kubernetes.default.svc";
 /// How long a server may take to begin an answer; watches answer at once, too.
 const ANSWER: Duration = Duration::from_secs(60);
+/// How long connecting may take, TLS included: something that accepts and says no more is no server.
+const CONNECT: Duration = Duration::from_secs(15);
+/// A connection that is silent for this long is asked whether it is one (client-go's
+/// `HTTP2_READ_IDLE_TIMEOUT_SECONDS`).
+const PING: Duration = Duration::from_secs(30);
+/// How long it may take to say so (`HTTP2_PING_TIMEOUT_SECONDS`).
+const PONG: Duration = Duration::from_secs(15);
 
 /// Why there is no way to the API server.
 #[derive(Debug, thiserror::Error)]
@@ -155,16 +163,17 @@ async fn from_file(path: &Path) -> Result<Config, ConnectError> {
 
 /// kube's stack over a connector of our own. No retry layer: a watch that fails must be seen.
 fn client(config: &Config) -> Result<Client, kube::Error> {
-    let mut connector = HttpConnector::new();
-    connector.enforce_http(false);
-    connector.set_nodelay(true);
-    connector.set_connect_timeout(Some(Duration::from_secs(10)));
-    connector.set_keepalive(Some(Duration::from_secs(20)));
-    connector.set_keepalive_interval(Some(Duration::from_secs(5)));
-    connector.set_keepalive_retries(Some(3));
-    connector.set_tcp_user_timeout(Some(Duration::from_secs(30)));
-    let https = config.rustls_https_connector_with_connector(connector)?;
-    let http: HttpClient<_, Body> = HttpClient::builder(TokioExecutor::new()).build(https);
+    let http: HttpClient<_, Body> = HttpClient::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .timer(TokioTimer::new())
+        .http2_keep_alive_interval(PING)
+        .http2_keep_alive_timeout(PONG)
+        .build(
+            ServiceBuilder::new()
+                .map_future(Box::pin)
+                .timeout(CONNECT)
+                .service(connector(config)?),
+        );
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
@@ -172,6 +181,28 @@ fn client(config: &Config) -> Result<Client, kube::Error> {
         .timeout(ANSWER)
         .service(http);
     Ok(Client::new(service, config.default_namespace.clone()))
+}
+
+/// TLS with HTTP/2 where the server has it; what answers over HTTP/1.1 at least has to be there.
+fn connector(config: &Config) -> Result<HttpsConnector<HttpConnector>, kube::Error> {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    connector.set_keepalive(Some(Duration::from_secs(20)));
+    connector.set_keepalive_interval(Some(Duration::from_secs(5)));
+    connector.set_keepalive_retries(Some(3));
+    connector.set_tcp_user_timeout(Some(Duration::from_secs(30)));
+    let mut builder = HttpsConnectorBuilder::new()
+        .with_tls_config(config.rustls_client_config()?)
+        .https_or_http();
+    if let Some(name) = &config.tls_server_name {
+        let name = name
+            .clone()
+            .try_into()
+            .map_err(|error| kube::Error::Service(Box::new(error)))?;
+        builder = builder.with_server_name_resolver(FixedServerNameResolver::new(name));
+    }
+    Ok(builder.enable_all_versions().wrap_connector(connector))
 }
 
 #[cfg(test)]

@@ -6,8 +6,10 @@ use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::time::Instant;
 
+mod outage;
+
 /// Simulated time: the clock stands still while anything can run.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(1800);
 
 struct Running {
     changes: mpsc::Receiver<Change>,

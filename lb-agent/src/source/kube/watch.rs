@@ -4,7 +4,7 @@ use super::client::Servers;
 use super::guard::Guarded;
 use super::trouble::{Meaning, sentence};
 use crate::model::desired::ObjectName;
-use crate::source::backoff::Backoff;
+use crate::source::backoff::{Backoff, Failure};
 use crate::source::{Change, Kind, Problem, Report, SourceRefusal};
 use futures::StreamExt;
 use kube::runtime::watcher::{self, Event, InitialListStrategy, ListSemantic, watcher};
@@ -191,10 +191,13 @@ impl Watch {
         if !self.trouble::<W>(error, server, progress).await {
             return Some(Left::Closed);
         }
-        let unreachable = matches!(Meaning::of(error), Meaning::Unreachable | Meaning::Broken);
-        let other = unreachable && self.servers.fail_over(number);
+        let failure = match Meaning::of(error) {
+            Meaning::Unreachable | Meaning::Broken => Failure::Silence,
+            _ => Failure::Answer,
+        };
+        let other = failure == Failure::Silence && self.servers.fail_over(number);
         tokio::select! {
-            () = tokio::time::sleep(progress.backoff.next_wait()) => {}
+            () = tokio::time::sleep(progress.backoff.next_wait(failure)) => {}
             () = self.changes.closed() => return Some(Left::Closed),
         }
         // kube's watcher lists anew when it is told 410 in a watch, but not when the server refuses
@@ -259,7 +262,7 @@ impl Watch {
             return true;
         };
         // A watch that breaks off and goes on at once is how servers restart.
-        if meaning == Meaning::Broken && progress.backoff.failures() == 0 {
+        if meaning == Meaning::Broken && !progress.backoff.has_failed() {
             return true;
         }
         let sentence = sentence(error, W::NAME, server);
