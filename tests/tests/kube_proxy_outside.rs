@@ -93,6 +93,12 @@ fn service_ports_that_a_local_policy_silences_here_are_counted() -> Result<()> {
     let name = "kubeproxy_sync_proxy_rules_no_local_endpoints_total";
     let internal = "traffic_policy=\"internal\"";
     let external = "traffic_policy=\"external\"";
+    // Each kind of object is watched by a request that was answered.
+    let answered = ["code=\"200\"", "method=\"GET\""];
+    let requests = cluster
+        .site
+        .metric("rest_client_requests_total", &answered)?;
+    ensure!(requests >= Some(3.0), "{requests:?}");
     cluster
         .site
         .await_metric(name, &[internal, V4], Some(1.0))?;
@@ -143,6 +149,22 @@ fn the_pages_beside_metrics_answer_as_kube_proxy_s_do() -> Result<()> {
         ensure!(
             config.pointer(pointer) == Some(&wanted),
             "{pointer}: {config:#}"
+        );
+    }
+    let (status, flags) = http_get(site.lab().node(0), 10249, "/flagz")?;
+    ensure!(
+        status == 200 && flags.contains("\nmax-flows=8192\n"),
+        "{flags}"
+    );
+    let (status, who) = http_get(site.lab().node(0), 10249, "/statusz")?;
+    ensure!(status == 200 && who.contains("\nStarted: "), "{who}");
+    let (status, slis) = http_get(site.lab().node(0), 10249, "/metrics/slis")?;
+    ensure!(status == 200);
+    for name in ["ping", "service-path"] {
+        let labels = format!("{{name=\"{name}\",type=\"healthz\"}} 1");
+        ensure!(
+            slis.contains(&format!("kubernetes_healthcheck{labels}\n")),
+            "{slis}"
         );
     }
     for (path, eligible) in [("/healthz", Some(true)), ("/livez", None)] {

@@ -4,6 +4,7 @@
 pub mod args;
 pub mod check;
 mod columns;
+mod flags;
 pub mod presence;
 pub mod privileges;
 pub mod reference;

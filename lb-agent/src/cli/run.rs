@@ -1,7 +1,8 @@
 //! `lb-agent run`: wires source, model, datapath and listeners, and ends on a signal.
 
 use crate::app::{self, Snapshot};
-use crate::cli::args::RunArgs;
+use crate::cli::args::{self, RunArgs};
+use crate::cli::flags;
 use crate::cli::presence::{self, Presence};
 use crate::cli::troubles;
 use crate::cli::values::{EndpointsApi, LogFormat};
@@ -18,11 +19,13 @@ use crate::source::directory::{DirectorySource, Ranges};
 use crate::source::kube::KubeSource;
 use crate::source::kube::client::Servers;
 use crate::source::kube::event::{self, About, Notice};
+use crate::source::kube::requests::Requests;
 use crate::source::{Change, Report};
 use anyhow::Context;
 use k8s_openapi::jiff::Timestamp;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -97,6 +100,7 @@ pub async fn run(settings: Settings, typed: RunArgs) -> anyhow::Result<()> {
     let (snapshot, snapshots) = watch::channel(Snapshot::default());
     let (counts, source_problems) = watch::channel(troubles::Counts::new());
     let (sentences, source_troubles) = watch::channel(Vec::new());
+    let requests = Arc::<Requests>::default();
     let served = Served::new(NodeMetrics {
         tables: PinnedTables(settings.bpffs.clone()),
         snapshot: snapshots.clone(),
@@ -105,6 +109,9 @@ pub async fn run(settings: Settings, typed: RunArgs) -> anyhow::Result<()> {
         configuration: settings.configz(),
         healthz: Answers::default(),
         livez: Answers::default(),
+        ping: Answers::default(),
+        flags: flags::flags(args::as_called(std::env::args_os().collect())),
+        requests: Arc::clone(&requests),
     });
     let metrics = bind_metrics(&settings, &served, &shutdown).await?;
 
@@ -114,7 +121,8 @@ pub async fn run(settings: Settings, typed: RunArgs) -> anyhow::Result<()> {
     let notices = notify(&settings);
     let late = settings.late();
     let pause = settings.kube_proxy.min_sync_period.unwrap_or_default();
-    start_source(&settings, changes, reports, notices.1, &shutdown).await?;
+    let told = (changes, reports);
+    start_source(&settings, told, notices.1, &requests, &shutdown).await?;
     let state = State::new(settings.model_options(), NodeFacts::named(&settings.node));
     let options = settings.datapath_options();
     let mut agent = tokio::spawn(app::run(
@@ -284,9 +292,9 @@ async fn serve_metrics_later(
 /// Starts the source that was chosen. It runs until `shutdown`.
 async fn start_source(
     settings: &Settings,
-    changes: mpsc::Sender<Change>,
-    reports: mpsc::Sender<Report>,
+    (changes, reports): (mpsc::Sender<Change>, mpsc::Sender<Report>),
     notices: mpsc::Receiver<Notice>,
+    requests: &Arc<Requests>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
     match &settings.source {
@@ -304,7 +312,7 @@ async fn start_source(
         }
         SourceSettings::Cluster(cluster) => {
             let kubeconfig = cluster.kubeconfig.as_deref();
-            let servers = Servers::connect(kubeconfig, &cluster.apiservers).await?;
+            let servers = Servers::connect(kubeconfig, &cluster.apiservers, requests).await?;
             let node = settings.node.clone();
             tokio::spawn(event::post(
                 servers.clone(),

@@ -168,6 +168,12 @@ metrics! {
     LIVEZ = "kubeproxy_proxy_livez" Counter &["code"],
         "Answers of /livez by status code.",
         "kube-proxy's name.";
+    REQUESTS = "rest_client_requests" Counter &["code", "method", "host"],
+        "Requests to the API server by status code; `<error>` if nobody answered.",
+        "client-go's name.";
+    REQUEST_DURATION = "rest_client_request_duration_seconds" Histogram &["verb", "host"],
+        "Time until the API server began to answer.",
+        "client-go's name and bounds. Watches, by which objects are read, are not in it.";
     BUILD = "lb_build_info" Gauge &["version", "layout"],
         "1; which agent this is, and the layout of its tables.",
         "";
@@ -187,6 +193,28 @@ metrics! {
         "When the agent started, Unix time.",
         "";
 }
+
+/// The result of a health check that was asked for.
+pub const HEALTHCHECK: Metric = Metric {
+    name: "kubernetes_healthcheck",
+    kind: Kind::Gauge,
+    labels: &["name", "type"],
+    help: "1 if the health check's last answer was good, else 0.",
+    note: "Absent before the first. name=\"ping\" is kube-proxy's: `/healthz` on the metrics address. \
+           name=\"service-path\" is `/healthz` or `/livez` on the health address.",
+};
+
+/// How often health checks were asked for.
+pub const HEALTHCHECKS: Metric = Metric {
+    name: "kubernetes_healthchecks",
+    kind: Kind::Counter,
+    labels: &["name", "type", "status"],
+    help: "Answers of health checks by status, `success` or `error`.",
+    note: "",
+};
+
+/// What is served apart from the others, under `/metrics/slis`.
+pub const SLIS: &[&Metric] = &[&HEALTHCHECK, &HEALTHCHECKS];
 
 impl Metric {
     /// The name under which samples appear.

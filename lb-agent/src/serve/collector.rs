@@ -7,6 +7,7 @@ use crate::serve::catalog::{self, Metric};
 use crate::serve::page::{Sample, Value, write};
 use crate::serve::process::ProcessFacts;
 use crate::serve::work::write_work;
+use crate::source::kube::requests::{BOUNDS, Counts, Requests};
 use lb_common::addr::Protocol;
 use lb_common::table::{BackendState, LAYOUT_VERSION};
 use lb_common::verdict::Reason;
@@ -16,7 +17,8 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -57,17 +59,28 @@ impl TableView for PinnedTables {
 pub struct Answers {
     ok: AtomicU64,
     unavailable: AtomicU64,
+    /// Whether the last one was 200.
+    good: AtomicBool,
 }
 
 impl Answers {
     /// Counts one answer.
     pub(crate) fn count(&self, status: u16) {
+        self.good.store(status == 200, Ordering::Relaxed);
         let counter = if status == 200 {
             &self.ok
         } else {
             &self.unavailable
         };
         counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The last answer, if there was one, and how often it was good or bad.
+    pub(super) fn results(&self) -> (Option<bool>, [(&'static str, u64); 2]) {
+        let counts = [("success", &self.ok), ("error", &self.unavailable)]
+            .map(|(status, counter)| (status, counter.load(Ordering::Relaxed)));
+        let asked = counts.iter().any(|(_, count)| *count > 0);
+        (asked.then(|| self.good.load(Ordering::Relaxed)), counts)
     }
 
     fn samples(&self) -> [Sample<'static>; 2] {
@@ -95,6 +108,12 @@ pub struct NodeMetrics<T> {
     pub healthz: Answers,
     /// Answers of `/livez`.
     pub livez: Answers,
+    /// Answers of `/healthz` on the metrics address: that there is one is all it says.
+    pub ping: Answers,
+    /// The flags in force, as `/flagz` shows them.
+    pub flags: BTreeMap<String, String>,
+    /// What was asked of the API server.
+    pub requests: Arc<Requests>,
 }
 
 impl<T: TableView> Collector for NodeMetrics<T> {
@@ -147,6 +166,7 @@ impl<T> NodeMetrics<T> {
         )?;
         write(encoder, &catalog::HEALTHZ, self.healthz.samples())?;
         write(encoder, &catalog::LIVEZ, self.livez.samples())?;
+        write_requests(encoder, &self.requests.counts())?;
         let layout = LAYOUT_VERSION.to_string();
         write(
             encoder,
@@ -157,6 +177,22 @@ impl<T> NodeMetrics<T> {
             )],
         )
     }
+}
+
+fn write_requests(encoder: &mut DescriptorEncoder<'_>, counts: &Counts) -> fmt::Result {
+    let answers = counts.answers.iter().map(|(labels, count)| {
+        Sample::labelled(labels.iter().map(String::as_str), Value::Count(*count))
+    });
+    write(encoder, &catalog::REQUESTS, answers)?;
+    let durations = counts.durations.iter().map(|(labels, latency)| {
+        let bounds = BOUNDS.into_iter().chain([f64::INFINITY]);
+        let value = Value::Histogram {
+            sum: latency.sum,
+            buckets: bounds.zip(latency.counts).collect(),
+        };
+        Sample::labelled(labels.iter().map(String::as_str), value)
+    });
+    write(encoder, &catalog::REQUEST_DURATION, durations)
 }
 
 /// The values of the labels that name a service port; `more` follow.

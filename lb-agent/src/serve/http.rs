@@ -3,11 +3,15 @@
 use crate::app::Snapshot;
 use crate::serve::collector::{Answers, NodeMetrics, TableView};
 use crate::serve::health::{Health, Question};
+use crate::serve::process::ProcessFacts;
+use crate::serve::slis::Slis;
+use crate::serve::zpages::{self, Page};
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use std::io;
 use std::net::SocketAddr;
@@ -24,11 +28,15 @@ const HEALTH_RETRY: Duration = Duration::from_secs(5);
 /// How long a predecessor may take from giving up the lock to giving up its listeners.
 const HANDOVER: Duration = Duration::from_secs(2);
 
+/// The format of pages with metrics.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
 /// What both listeners answer from.
 #[derive(Debug)]
 pub struct Served<T> {
     metrics: Arc<NodeMetrics<T>>,
     registry: Arc<Registry>,
+    slis: Arc<Registry>,
 }
 
 impl<T> Clone for Served<T> {
@@ -36,6 +44,7 @@ impl<T> Clone for Served<T> {
         Self {
             metrics: Arc::clone(&self.metrics),
             registry: Arc::clone(&self.registry),
+            slis: Arc::clone(&self.slis),
         }
     }
 }
@@ -46,16 +55,26 @@ impl<T: TableView> Served<T> {
         let metrics = Arc::new(metrics);
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Arc::clone(&metrics)));
+        let mut slis = Registry::default();
+        slis.register_collector(Box::new(Slis(Arc::clone(&metrics))));
         Self {
             metrics,
             registry: Arc::new(registry),
+            slis: Arc::new(slis),
         }
     }
 
     /// The metrics page.
     pub fn page(&self) -> Result<String, std::fmt::Error> {
         let mut page = String::new();
-        prometheus_client::encoding::text::encode(&mut page, &self.registry)?;
+        encode(&mut page, &self.registry)?;
+        Ok(page)
+    }
+
+    /// The page of health checks.
+    pub fn slis(&self) -> Result<String, std::fmt::Error> {
+        let mut page = String::new();
+        encode(&mut page, &self.slis)?;
         Ok(page)
     }
 
@@ -98,8 +117,8 @@ pub struct BindError {
     source: io::Error,
 }
 
-/// Serves `/metrics`, `/healthz` (the process lives), `/proxyMode` and `/configz` until `shutdown`. The address
-/// is bound before this returns.
+/// Serves `/metrics`, `/metrics/slis`, `/healthz` (the process lives), `/proxyMode`, `/configz`, `/flagz`
+/// and `/statusz` until `shutdown`. The address is bound before this returns.
 pub async fn serve_metrics<T: TableView>(
     address: SocketAddr,
     served: Served<T>,
@@ -115,9 +134,12 @@ pub async fn serve_metrics<T: TableView>(
     let bound = listener.local_addr().map_err(refused)?;
     let router = Router::new()
         .route("/metrics", get(metrics::<T>))
-        .route("/healthz", get(|| async { "ok" }))
+        .route("/metrics/slis", get(slis::<T>))
+        .route("/healthz", get(ping::<T>))
         .route("/proxyMode", get(|| async { "ebpf" }))
         .route("/configz", get(configz::<T>))
+        .route("/flagz", get(flagz::<T>))
+        .route("/statusz", get(statusz))
         .with_state(served);
     tokio::spawn(run(listener, router, shutdown));
     Ok(bound)
@@ -201,11 +223,51 @@ async fn configz<T: TableView>(State(served): State<Served<T>>) -> Response {
     (json, served.metrics.configuration.to_string()).into_response()
 }
 
+/// That there is an answer is all it says.
+async fn ping<T: TableView>(State(served): State<Served<T>>) -> &'static str {
+    served.metrics.ping.count(200);
+    "ok"
+}
+
+/// The flags in force.
+async fn flagz<T: TableView>(State(served): State<Served<T>>, headers: HeaderMap) -> Response {
+    shown(zpages::flagz(accepted(&headers), &served.metrics.flags))
+}
+
+/// Who runs here, and since when.
+async fn statusz(headers: HeaderMap) -> Response {
+    let start = Duration::from_secs_f64(ProcessFacts::read().start_seconds.unwrap_or_default());
+    shown(zpages::statusz(
+        accepted(&headers),
+        start,
+        SystemTime::now(),
+    ))
+}
+
+fn accepted(headers: &HeaderMap) -> &str {
+    let accept = headers.get(header::ACCEPT);
+    accept.and_then(|value| value.to_str().ok()).unwrap_or("")
+}
+
+fn shown(page: Option<Page>) -> Response {
+    match page {
+        Some(page) => ([(header::CONTENT_TYPE, page.content_type)], page.body).into_response(),
+        None => StatusCode::NOT_ACCEPTABLE.into_response(),
+    }
+}
+
+/// The results of health checks.
+async fn slis<T: TableView>(State(served): State<Served<T>>) -> Response {
+    match served.slis() {
+        Ok(page) => ([(header::CONTENT_TYPE, OPEN_METRICS)], page).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
 /// Reading the tables takes system calls in proportion to their size: not on an async worker.
 async fn metrics<T: TableView>(State(served): State<Served<T>>) -> Response {
-    const CONTENT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     match tokio::task::spawn_blocking(move || served.page()).await {
-        Ok(Ok(page)) => ([(header::CONTENT_TYPE, CONTENT)], page).into_response(),
+        Ok(Ok(page)) => ([(header::CONTENT_TYPE, OPEN_METRICS)], page).into_response(),
         Ok(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }

@@ -1,4 +1,4 @@
-//! What the agent tells machines: `/metrics`, `/healthz`, `/livez`. Reads tables and snapshots;
+//! What the agent tells machines: `/metrics`, `/healthz`, `/livez` and kube-proxy's pages. Reads tables and snapshots;
 //! changes nothing.
 
 pub mod catalog;
@@ -9,11 +9,13 @@ pub mod node_port;
 mod page;
 mod process;
 pub mod reference;
+mod slis;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod work;
+mod zpages;
 
 pub(crate) use collector::protocol_name;
 pub use collector::{Answers, NodeMetrics, PinnedTables, Reading, TableView};

@@ -1,6 +1,6 @@
 //! `docs/metrics.md`, made from the [catalog](super::catalog).
 
-use crate::serve::catalog::{ALL, Kind};
+use crate::serve::catalog::{ALL, Kind, Metric, SLIS};
 use std::fmt::Write;
 
 /// The page.
@@ -14,7 +14,26 @@ pub fn markdown() -> String {
          What a path cannot count has no series at all: an absent series means \"not counted\", 0 means\n\
          \"counted, and there was none\".\n",
     );
-    for metric in ALL {
+    metrics(&mut page, ALL);
+    page.push_str(
+        "\n# Health checks\n\nServed apart, under `/metrics/slis`, as components of Kubernetes do.\n",
+    );
+    metrics(&mut page, SLIS);
+    page.push_str(
+        "\n# What kube-proxy has and this agent has not\n\n\
+         * `kubeproxy_sync_proxy_rules_iptables_*`, `kubeproxy_iptables_*`, \
+         `kubeproxy_sync_proxy_rules_nftables_*`: there are no rules. `lb_table_write_failures_total` \
+         tells of writes that failed.\n\
+         * `kubeproxy_conntrack_reconciler_*`: connection tracking is not swept after a change; the \
+         programs look at a flow's endpoint with each packet.\n\
+         * `go_*`: this is no Go program. `rest_client_*` but the two above: no rate limiter, exec plugin \
+         or transport of client-go.\n",
+    );
+    page
+}
+
+fn metrics(page: &mut String, metrics: &[&Metric]) {
+    for metric in metrics {
         let kind = match metric.kind {
             Kind::Counter => "counter",
             Kind::Gauge => "gauge",
@@ -32,5 +51,4 @@ pub fn markdown() -> String {
         }
         page.push('\n');
     }
-    page
 }

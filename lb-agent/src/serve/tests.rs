@@ -5,9 +5,11 @@ use crate::app::{Refusal, Snapshot, Updates};
 use crate::datapath::{Fill, ReadError};
 use crate::serve::catalog::{ALL, Metric};
 use crate::serve::testing::{empty_service, web_service};
+use crate::source::kube::requests::Requests;
 use lb_common::verdict::Reason;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -78,6 +80,18 @@ struct Fixture {
     _problems: watch::Sender<BTreeMap<&'static str, u64>>,
 }
 
+fn requests() -> Arc<Requests> {
+    let requests = Requests::default();
+    requests.note(
+        Some(200),
+        "GET",
+        "api:6443",
+        Some(Duration::from_millis(20)),
+    );
+    requests.note(None, "GET", "api:6443", None);
+    Arc::new(requests)
+}
+
 fn fixture(tables: Option<Reading>, said: Snapshot) -> Fixture {
     let (snapshot, snapshot_seen) = watch::channel(said);
     let (problems, source_problems) = watch::channel(BTreeMap::from([("unparsable", 1)]));
@@ -89,6 +103,9 @@ fn fixture(tables: Option<Reading>, said: Snapshot) -> Fixture {
         configuration: serde_json::json!({"kubeproxy.config.k8s.io": {}}),
         healthz: Answers::default(),
         livez: Answers::default(),
+        ping: Answers::default(),
+        flags: BTreeMap::from([("node".to_owned(), "here".to_owned())]),
+        requests: requests(),
     });
     Fixture {
         served,
@@ -126,6 +143,8 @@ fn services_are_counted_by_path() {
         r#"lb_table_entries{table="lb_flows"} 10"#.to_owned(),
         r#"lb_refused_objects{reason="loopback_endpoint"} 1"#.to_owned(),
         r#"lb_source_problems{problem="unparsable"} 1"#.to_owned(),
+        r#"rest_client_requests_total{code="<error>",method="GET",host="api:6443"} 1"#.to_owned(),
+        r#"rest_client_request_duration_seconds_bucket{le="0.025",verb="GET",host="api:6443"} 1"#.to_owned(),
         r#"kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family="IPv4"} 1"#.to_owned(),
         r#"kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="0.001",ip_family="IPv4"} 1"#.to_owned(),
         r#"kubeproxy_network_programming_duration_seconds_bucket{le="0.25",ip_family="IPv6"} 1"#.to_owned(),
@@ -189,6 +208,27 @@ async fn the_metrics_address_answers_metrics_liveness_and_the_mode() {
     );
     assert!(ask(address, "/healthz").await.ends_with("\r\n\r\nok"));
     assert!(ask(address, "/proxyMode").await.ends_with("\r\n\r\nebpf"));
+    let slis = ask(address, "/metrics/slis").await;
+    for line in [
+        r#"kubernetes_healthcheck{name="ping",type="healthz"} 1"#,
+        r#"kubernetes_healthchecks_total{name="ping",type="healthz",status="success"} 1"#,
+        r#"kubernetes_healthchecks_total{name="service-path",type="livez",status="error"} 0"#,
+    ] {
+        assert!(slis.lines().any(|found| found == line), "{slis}");
+    }
+    assert!(
+        !slis.contains(r#"kubernetes_healthcheck{name="service-path""#),
+        "{slis}"
+    );
+    assert!(ask(address, "/flagz").await.ends_with("only.\nnode=here\n"));
+    let status = ask(address, "/statusz").await;
+    assert!(status.starts_with("HTTP/1.1 200 OK"), "{status}");
+    assert!(status.contains("\nlb-agent statusz\n"), "{status}");
+    // Everything that it names is there.
+    for path in crate::serve::zpages::PATHS {
+        let page = ask(address, path).await;
+        assert!(page.starts_with("HTTP/1.1 200 OK"), "{path}: {page}");
+    }
     assert!(ask(address, "/debug").await.starts_with("HTTP/1.1 404"));
     shutdown.cancel();
 }

@@ -88,7 +88,7 @@ fields! { FIELDS:
     HOSTNAME = "hostnameOverride" ["hostname-override"], Text "\"\"" Honoured "This node's name, trimmed and in lower case; the host's name without it. `--node` and `NODE_NAME` win over the file, `--hostname-override` over all.";
     BIND_ADDRESS = "bindAddress" ["bind-address"], Text "\"0.0.0.0\"" Honoured "The node's primary address, if it is not an unspecified one; binds nothing.";
     HEALTHZ_ADDRESS = "healthzBindAddress" ["healthz-bind-address"], Text "\"0.0.0.0:10256\"" Honoured "Where `/healthz` and `/livez` are served; port 10256 is added if none is given.";
-    METRICS_ADDRESS = "metricsBindAddress" ["metrics-bind-address"], Text "\"127.0.0.1:10249\"" Honoured "Where `/metrics`, `/proxyMode` and `/configz` are served; port 10249 is added if none is given.";
+    METRICS_ADDRESS = "metricsBindAddress" ["metrics-bind-address"], Text "\"127.0.0.1:10249\"" Honoured "Where `/metrics`, `/metrics/slis`, `/proxyMode`, `/configz`, `/flagz` and `/statusz` are served; port 10249 is added if none is given.";
     HARD_FAIL = "bindAddressHardFail" ["bind-address-hard-fail"], Bool "false" Honoured "`true`: the agent ends if health or metrics cannot be served; `false`: they are tried again every five seconds.";
     PROFILING = "enableProfiling" ["profiling"], Bool "false" Ignored "there are no Go profiles";
     HIDDEN_METRICS = "showHiddenMetricsForVersion" ["show-hidden-metrics-for-version"], Text "\"\"" Ignored "no metric is hidden";

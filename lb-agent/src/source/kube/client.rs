@@ -3,6 +3,7 @@
 //! kube's ready-made client speaks HTTP/1.1 without TCP keepalive and notices a server that vanished
 //! or hangs after minutes. This one notices within about 45 s, as kube-proxy does.
 
+use super::requests::{Requests, counted};
 use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -73,10 +74,11 @@ pub struct Servers {
 
 impl Servers {
     /// From a kubeconfig, or else the pod's own configuration; `addresses` replace the configured
-    /// one, in turn.
+    /// one, in turn. What is asked is counted in `requests`.
     pub async fn connect(
         kubeconfig: Option<&Path>,
         addresses: &[String],
+        requests: &Arc<Requests>,
     ) -> Result<Self, ConnectError> {
         let config = match kubeconfig {
             Some(path) => from_file(path).await?,
@@ -109,7 +111,14 @@ impl Servers {
         let clients = configs.iter().map(|config| {
             let url = config.cluster_url.to_string();
             match client(config) {
-                Ok(client) => Ok((url, client)),
+                Ok(client) => {
+                    let host = config
+                        .cluster_url
+                        .authority()
+                        .map_or("", |host| host.as_str());
+                    let client = counted(client, host, requests);
+                    Ok((url, client))
+                }
                 Err(source) => Err(ConnectError::Client {
                     url,
                     source: Box::new(source),

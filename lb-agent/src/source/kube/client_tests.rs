@@ -11,7 +11,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 async fn a_kubeconfig_that_cannot_be_used_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let missing = directory.path().join("missing");
-    let said = Servers::connect(Some(&missing), &[])
+    let said = Servers::connect(Some(&missing), &[], &Arc::default())
         .await
         .err()
         .unwrap()
@@ -22,7 +22,11 @@ async fn a_kubeconfig_that_cannot_be_used_is_named() {
     );
     let broken = directory.path().join("broken");
     std::fs::write(&broken, "clusters: {").unwrap();
-    assert!(Servers::connect(Some(&broken), &[]).await.is_err());
+    assert!(
+        Servers::connect(Some(&broken), &[], &Arc::default())
+            .await
+            .is_err()
+    );
 }
 
 #[tokio::test]
@@ -33,13 +37,17 @@ async fn given_addresses_replace_the_configured_one() {
         clusters: [{name: c, cluster: {server: 'https://10.96.0.1'}}]\n\
         contexts: [{name: c, context: {cluster: c, user: u}}]\nusers: [{name: u, user: {token: t}}]\n";
     std::fs::write(&path, text).unwrap();
-    let configured = Servers::connect(Some(&path), &[]).await.unwrap();
+    let configured = Servers::connect(Some(&path), &[], &Arc::default())
+        .await
+        .unwrap();
     assert_eq!(configured.current().unwrap().1, "https://10.96.0.1/");
     let addresses = [
         "https://192.0.2.1:6443".to_owned(),
         "https://192.0.2.2:6443".to_owned(),
     ];
-    let given = Servers::connect(Some(&path), &addresses).await.unwrap();
+    let given = Servers::connect(Some(&path), &addresses, &Arc::default())
+        .await
+        .unwrap();
     assert_eq!(given.current().unwrap().1, "https://192.0.2.1:6443/");
     assert!(given.fail_over(0));
     assert!(
@@ -47,7 +55,7 @@ async fn given_addresses_replace_the_configured_one() {
         "the second who saw it does not move on again"
     );
     assert_eq!(given.current().unwrap().1, "https://192.0.2.2:6443/");
-    let bad = Servers::connect(Some(&path), &["10.0.0.1".to_owned()])
+    let bad = Servers::connect(Some(&path), &["10.0.0.1".to_owned()], &Arc::default())
         .await
         .err()
         .unwrap();
@@ -68,7 +76,9 @@ async fn the_connection_carries_the_kubeconfigs_address_and_token() {
          users: [{{name: u, user: {{token: secret}}}}]\n"
     );
     std::fs::write(&path, text).unwrap();
-    let servers = Servers::connect(Some(&path), &[]).await.unwrap();
+    let servers = Servers::connect(Some(&path), &[], &Arc::default())
+        .await
+        .unwrap();
     let (change_sender, _changes) = mpsc::channel(64);
     let (report_sender, mut reports) = mpsc::channel(64);
     let source = KubeSource {

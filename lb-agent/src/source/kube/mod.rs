@@ -3,6 +3,7 @@
 pub mod client;
 pub mod event;
 mod guard;
+pub mod requests;
 pub mod trouble;
 mod watch;
 
