@@ -2,7 +2,7 @@
 //! does and what to do, and changes nothing.
 
 use anyhow::{Context, Result, ensure};
-use lb_lab::{Agent, Lab, PodNetwork};
+use lb_lab::{Agent, Lab, PodNetwork, command};
 use lb_tests::paths;
 use lb_tests::shapes;
 use serde_json::Value;
@@ -174,4 +174,59 @@ fn a_device_that_lost_its_hooks_is_named() -> Result<()> {
     stage.start_agents("--devices eth*,pod1")?;
     let device = stage.pod("b").host_device();
     Found::on(&stage.lab)?.names("devices", &[device, "--devices"])
+}
+
+#[test]
+fn what_kube_proxy_left_goes_by_the_commands_that_are_named() -> Result<()> {
+    let lab = Lab::single(PodNetwork::Routed)?;
+    let node = lab.node(0);
+    for family in ["ip", "ip6"] {
+        node.namespace().nft(&format!(
+            "table {family} kube-proxy {{
+                chain service-a {{
+                    counter
+                }}
+                map service-ips {{
+                    type inet_service : verdict
+                    elements = {{ 80 : goto service-a }}
+                }}
+                chain services {{
+                    tcp dport vmap @service-ips
+                }}
+                chain nat-prerouting {{
+                    type nat hook prerouting priority -100;
+                    jump services
+                }}
+            }}
+            table {family} nat {{
+                chain KUBE-MARK-MASQ {{
+                    counter
+                }}
+                chain KUBE-SERVICES {{
+                    tcp dport 81 jump KUBE-MARK-MASQ
+                }}
+                chain PREROUTING {{
+                    type nat hook prerouting priority -100;
+                    jump KUBE-SERVICES
+                }}
+            }}"
+        ))?;
+    }
+    let found = Found::on(&lab)?;
+    found.names("kube-proxy", &["table ip6 kube-proxy", "KUBE-SERVICES"])?;
+    let mut findings = found.list().iter();
+    let todo = findings
+        .find(|one| one["topic"] == "kube-proxy")
+        .and_then(|one| one["todo"].as_str())
+        .context("nothing to do")?;
+    let (_, rest) = todo
+        .split_once("where it is gone `")
+        .context("no command")?;
+    let (commands, _) = rest.split_once('`').context("no end of the command")?;
+    let mut shell = node.place().command("sh")?;
+    command::output(shell.args(["-e", "-c", commands]))?;
+    let after = Found::on(&lab)?;
+    let left = after.list().iter().find(|one| one["topic"] == "kube-proxy");
+    ensure!(left.is_none(), "{left:?} after `{commands}`");
+    Ok(())
 }

@@ -4,7 +4,7 @@ use super::Finding;
 use super::expression::Expression;
 use super::facts::{Chain, Machine};
 use super::routing::MASQUERADE_MARK;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// `NF_INET_PRE_ROUTING` and `NF_INET_FORWARD`; netdev's ingress hook has the number 0, too.
 const PREROUTING: u32 = 0;
@@ -50,40 +50,50 @@ pub(super) fn find(machine: &Machine, found: &mut Vec<Finding>) {
     }
 }
 
-/// What kube-proxy leaves: its nftables tables, the chains of its iptables modes, IPVS's device.
+/// What kube-proxy leaves: its nftables tables, the chains of its iptables modes, IPVS's device. Each
+/// with what removes it where kube-proxy itself is no more.
 fn kube_proxy(machine: &Machine, chains: &[Chain], found: &mut Vec<Finding>) {
-    let mut traces = BTreeSet::new();
+    let mut traces = BTreeMap::new();
     for chain in chains {
-        if chain.table == "kube-proxy" {
-            traces.insert(format!("table {} kube-proxy", chain.family));
-        } else if ["KUBE-SERVICES", "KUBE-NODEPORTS"].contains(&chain.name.as_str())
+        let (family, table, name) = (&chain.family, &chain.table, &chain.name);
+        if table == "kube-proxy" {
+            let trace = format!("table {family} kube-proxy");
+            let remedy = format!("nft delete {trace}");
+            traces.insert(trace, remedy);
+        } else if ["KUBE-SERVICES", "KUBE-NODEPORTS"].contains(&name.as_str())
             && !chain.rules.is_empty()
         {
-            traces.insert(format!(
-                "chain {} of table {} {}",
-                chain.name, chain.family, chain.table
-            ));
+            // Emptied, not deleted: others may jump to it, and to those it jumps to.
+            traces.insert(
+                format!("chain {name} of table {family} {table}"),
+                format!("nft flush chain {family} {table} {name}"),
+            );
         }
     }
-    if machine
-        .devices
-        .iter()
-        .any(|device| device.name == "kube-ipvs0")
-    {
-        traces.insert("device kube-ipvs0".to_owned());
+    let devices = &mut machine.devices.iter();
+    if devices.any(|device| device.name == "kube-ipvs0") {
+        traces.insert(
+            "device kube-ipvs0".to_owned(),
+            "ipvsadm --clear; ip link delete kube-ipvs0".to_owned(),
+        );
     }
-    if !traces.is_empty() {
-        let traces: Vec<String> = traces.into_iter().collect();
-        found.push(Finding::problem(
-            "kube-proxy",
-            format!(
-                "kube-proxy's rules are still there ({}): they choose endpoints of their own for what we leave \
-                 to the stack, and age",
-                traces.join(", ")
-            ),
-            "stop kube-proxy on this node and run `kube-proxy --cleanup`",
-        ));
+    if traces.is_empty() {
+        return;
     }
+    let (traces, remedies): (Vec<_>, Vec<_>) = traces.into_iter().unzip();
+    found.push(Finding::problem(
+        "kube-proxy",
+        format!(
+            "kube-proxy's rules are still there ({}): they choose endpoints of their own for what we leave \
+             to the stack, and age",
+            traces.join(", ")
+        ),
+        format!(
+            "stop kube-proxy on this node and run `kube-proxy --cleanup`, or where it is gone `{}`; \
+             connections that these rules carry end with them",
+            remedies.join("; ")
+        ),
+    ));
 }
 
 /// The rules that a packet may meet from this chain on, in order.

@@ -124,10 +124,15 @@ fn what_is_left_of_kube_proxy_is_named_in_each_of_its_modes() {
         None,
         &[&[Match, Jump("KUBE-SVC-1".to_owned())]],
     );
-    for left in [nftables, services] {
+    for (left, remedy) in [
+        (nftables, "`nft delete table ip kube-proxy`"),
+        (services, "`nft flush chain ip filter KUBE-SERVICES`"),
+    ] {
         let mut machine = machine();
         machine.chains = Ok(vec![left]);
-        assert_eq!(only(&machine, "kube-proxy").severity, Severity::Problem);
+        let found = only(&machine, "kube-proxy");
+        assert_eq!(found.severity, Severity::Problem);
+        assert!(found.todo.contains(remedy), "{}", found.todo);
     }
     let mut machine = machine();
     machine.devices[0].name = "kube-ipvs0".to_owned();
