@@ -24,6 +24,8 @@ const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
 const BPF_ADJ_ROOM_MAC: u32 = 1;
 const BPF_F_CURRENT_NETNS: u64 = u64::MAX;
+/// `GSO_BY_FRAGS`: SCTP's packets to be cut up are a list of what is to be cut, behind common headers.
+const GSO_BY_FRAGS: u32 = 0xffff;
 
 /// Reads a field of the context. Volatile: a function that is not inlined must go on taking the
 /// context itself, and the compiler would pass it the field instead, which the verifier does not
@@ -111,10 +113,14 @@ impl<const LINK: usize, const OWN: bool> TcPacket<LINK, OWN> {
     }
 
     /// A short packet, or one whose headers lie in pages of their own, as some drivers make them.
+    ///
+    /// Not one that SCTP wants to be cut up: to pull the first bytes of its first chunk would leave a
+    /// list that begins in the midst of a chunk, and its receiver aborts the association. It is read
+    /// by [`load`](Packet::load), as all of SCTP is.
     #[inline(always)]
     fn pull<const HEADERS: usize>(skb: *mut __sk_buff, data: usize, end: usize) {
         let length = context!(skb, len);
-        if length as usize > end - data {
+        if length as usize > end - data && context!(skb, gso_size) != GSO_BY_FRAGS {
             let wanted = length.min((LINK + HEADERS) as u32);
             // SAFETY: the context is the program's own. If it fails, the headers are not found and
             // the packet is left alone.
