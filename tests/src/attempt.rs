@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 /// Silence is told from a refusal or an answer, which come at once, by nothing coming for a while; that
 /// the packets were dropped on purpose the counters tell.
-const SILENCE: Duration = Duration::from_millis(500);
+pub const SILENCE: Duration = Duration::from_millis(500);
 
 /// How a TCP and a UDP attempt ended.
 pub fn attempts(from: &Place, server: SocketAddr) -> Result<[String; 2]> {

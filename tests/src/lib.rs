@@ -19,6 +19,7 @@ pub mod pinned;
 pub mod raw;
 pub mod raw_datagram;
 pub mod ring;
+pub mod sctp;
 pub mod shapes;
 pub mod site;
 pub mod socket_world;

@@ -110,14 +110,14 @@ pub(crate) fn check(result: impl Into<i64>) -> Result<i64> {
     }
 }
 
-fn open(family: SocketAddr, kind: i32) -> Result<OwnedFd> {
-    let family = if family.is_ipv4() {
+fn open(like: SocketAddr, kind: i32, protocol: i32) -> Result<OwnedFd> {
+    let family = if like.is_ipv4() {
         libc::AF_INET
     } else {
         libc::AF_INET6
     };
     // SAFETY: plain system call with integers.
-    let fd = unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, 0) };
+    let fd = unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol) };
     check(fd)?;
     // SAFETY: the descriptor was just opened and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -125,12 +125,17 @@ fn open(family: SocketAddr, kind: i32) -> Result<OwnedFd> {
 
 /// A TCP socket of the address's family.
 pub fn tcp(like: SocketAddr) -> Result<OwnedFd> {
-    open(like, libc::SOCK_STREAM)
+    open(like, libc::SOCK_STREAM, 0)
 }
 
 /// A UDP socket of the address's family, not bound.
 pub fn udp(like: SocketAddr) -> Result<OwnedFd> {
-    open(like, libc::SOCK_DGRAM)
+    open(like, libc::SOCK_DGRAM, 0)
+}
+
+/// A socket for packets of an IP protocol, without the IP header on their way out.
+pub fn raw_socket(like: SocketAddr, protocol: i32) -> Result<OwnedFd> {
+    open(like, libc::SOCK_RAW, protocol)
 }
 
 /// Connects a socket of any kind.

@@ -1,11 +1,11 @@
 //! A UDP conversation over a raw socket: no socket hook sees it.
 
-use crate::raw::{RawAddress, check};
+use crate::raw::{self, RawAddress, check};
 use anyhow::{Context, Result, bail};
 use lb_common::addr::{Endpoint, Port};
 use lb_common::host::craft;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 /// Asks the server over a raw socket from `source`, and returns what it said. The answer must come
@@ -14,7 +14,7 @@ pub fn ask(source: IpAddr, server: SocketAddr, patience: Duration) -> Result<Str
     // Holds the port, so that nobody else is given it and the stack does not call it unreachable.
     let holder = UdpSocket::bind((source, 0))?;
     let port = holder.local_addr()?.port();
-    let socket = open(server)?;
+    let socket = raw::raw_socket(server, libc::IPPROTO_UDP).context("cannot open a raw socket")?;
     let (from, to) = (end((source, port).into()), end(server));
     let packet = craft::udp(&from, &to, b"who\n");
     // The kernel writes the IP header, and takes no port for a raw socket.
@@ -56,20 +56,4 @@ fn end(address: SocketAddr) -> Endpoint {
         addr: address.ip().into(),
         port: Port::new(address.port()),
     }
-}
-
-fn open(like: SocketAddr) -> Result<OwnedFd> {
-    let family = if like.is_ipv4() {
-        libc::AF_INET
-    } else {
-        libc::AF_INET6
-    };
-    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
-    // SAFETY: plain system call with integers.
-    let fd = check(unsafe { libc::socket(family, kind, libc::IPPROTO_UDP) })
-        .context("cannot open a raw socket")?;
-    #[expect(clippy::cast_possible_truncation, reason = "a descriptor")]
-    // SAFETY: the descriptor was just made and belongs to nobody else.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-    Ok(socket)
 }

@@ -30,6 +30,8 @@ pub struct ServiceSpec {
     pub node_port: Option<u16>,
     /// Whether it has load balancer addresses: 198.51.100.N and 2001:db8:51::N.
     pub load_balancer: bool,
+    /// Whether it is asked over SCTP, too.
+    pub sctp: bool,
     /// Further lines of its `spec`, indented by two.
     pub spec: String,
     /// Its endpoints: names of pods of the stage, or of nodes (`node0`) that have a server.
@@ -44,6 +46,7 @@ impl ServiceSpec {
             number,
             node_port: None,
             load_balancer: false,
+            sctp: false,
             spec: String::new(),
             endpoints: endpoints.iter().map(|name| (*name).to_owned()).collect(),
         }
@@ -54,6 +57,22 @@ impl ServiceSpec {
     pub fn node_port(mut self, port: u16) -> Self {
         self.node_port = Some(port);
         self
+    }
+
+    /// The same with a port for SCTP.
+    #[must_use]
+    pub fn sctp(mut self) -> Self {
+        self.sctp = true;
+        self
+    }
+
+    /// Its protocols.
+    fn protocols(&self) -> &'static [&'static str] {
+        if self.sctp {
+            &["TCP", "UDP", "SCTP"]
+        } else {
+            &["TCP", "UDP"]
+        }
     }
 
     /// The same with load balancer addresses.
@@ -195,7 +214,7 @@ impl Stage {
              ipFamilies: [IPv4, IPv6]\n  ipFamilyPolicy: RequireDualStack\n{}  ports:\n",
             service.spec
         );
-        for protocol in ["TCP", "UDP"] {
+        for protocol in service.protocols() {
             let lower = protocol.to_lowercase();
             let _ = write!(
                 text,
@@ -218,11 +237,17 @@ impl Stage {
                 text,
                 "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  \
                  name: {name}-{}\n  namespace: lab\n  \
-                 labels: {{kubernetes.io/service-name: {name}}}\naddressType: {family}\nports:\n- \
-                 {{name: tcp, protocol: TCP, port: {target}}}\n- \
-                 {{name: udp, protocol: UDP, port: {target}}}\nendpoints:\n",
+                 labels: {{kubernetes.io/service-name: {name}}}\naddressType: {family}\nports:\n",
                 family.to_lowercase()
             );
+            for protocol in service.protocols() {
+                let lower = protocol.to_lowercase();
+                let _ = writeln!(
+                    text,
+                    "- {{name: {lower}, protocol: {protocol}, port: {target}}}"
+                );
+            }
+            text.push_str("endpoints:\n");
             for endpoint in &service.endpoints {
                 let (node, [v4, v6]) = self.endpoint(endpoint);
                 let address = if family == "IPv4" { v4 } else { v6 };
