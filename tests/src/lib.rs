@@ -2,6 +2,7 @@
 
 pub mod api_client;
 pub mod api_server;
+pub mod associations;
 pub mod attempt;
 pub mod cluster;
 pub mod conformance;

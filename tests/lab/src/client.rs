@@ -2,9 +2,15 @@
 //! can be opened.
 
 use anyhow::{Context, Result, anyhow, bail};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, connect, setsockopt,
+    socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -82,6 +88,42 @@ pub fn tcp_long(server: SocketAddr, size: usize) -> Result<Answer> {
         .write_all(&question)
         .with_context(|| format!("cannot send {size} bytes to {server}"))?;
     // The line ends with what a short question is.
+    ask(&stream)
+}
+
+/// True if this kernel has SCTP sockets.
+pub fn has_sctp() -> bool {
+    sctp_socket(AddressFamily::Inet).is_ok()
+}
+
+fn sctp_socket(family: AddressFamily) -> Result<OwnedFd> {
+    let (kind, flags) = (SockType::Stream, SockFlag::SOCK_CLOEXEC);
+    socket(family, kind, flags, SockProtocol::Sctp).context("cannot open an SCTP socket")
+}
+
+/// Opens an SCTP association from `source` (one address: an unbound end tells its peer of all that
+/// the machine has, and a peer behind a load balancer cannot reach them), asks with a question of
+/// `size` bytes and once more, closes.
+pub fn sctp(source: IpAddr, server: SocketAddr, size: usize) -> Result<Answer> {
+    let any = SocketAddr::from((source, 0));
+    let fd = if server.is_ipv4() {
+        sctp_socket(AddressFamily::Inet)?
+    } else {
+        sctp_socket(AddressFamily::Inet6)?
+    };
+    let patience = TimeVal::seconds(i64::try_from(PATIENCE.as_secs())?);
+    setsockopt(&fd, sockopt::SendTimeout, &patience)?;
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(any))
+        .with_context(|| format!("cannot bind SCTP to {source}"))?;
+    connect(fd.as_raw_fd(), &SockaddrStorage::from(server))
+        .with_context(|| format!("cannot connect SCTP to {server}"))?;
+    let mut stream = TcpStream::from(fd);
+    for part in vec![b'w'; size].chunks(16_384) {
+        stream
+            .write_all(part)
+            .with_context(|| format!("cannot send {size} bytes to {server}"))?;
+    }
+    ask(&stream)?;
     ask(&stream)
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::SigSet;
 use std::fs::OpenOptions;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
@@ -95,6 +95,12 @@ impl Place {
     /// Asks a [`crate::Server`] over TCP with a question of `size` bytes.
     pub fn ask_tcp_long(&self, server: SocketAddr, size: usize) -> Result<Answer> {
         self.call(|| client::tcp_long(server, size).map(|answer| answer.to_string()))?
+            .parse()
+    }
+
+    /// Asks a [`crate::Server`] over SCTP from `source`, with a question of `size` bytes.
+    pub fn ask_sctp(&self, source: IpAddr, server: SocketAddr, size: usize) -> Result<Answer> {
+        self.call(|| client::sctp(source, server, size).map(|answer| answer.to_string()))?
             .parse()
     }
 

@@ -1,16 +1,18 @@
-//! A server that says who it is and whom it saw: TCP (lines or HTTP) and UDP, IPv4 and IPv6.
+//! A server that says who it is and whom it saw: TCP (lines or HTTP) and UDP, or SCTP where the kernel
+//! has it; IPv4 and IPv6.
 
 use crate::client::Answer;
 use crate::place::Place;
 use crate::process::{Process, Ready};
 use anyhow::{Context, Result};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6, bind, listen, setsockopt,
-    socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, bind,
+    listen, setsockopt, socket, sockopt,
 };
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::thread::Scope;
 
 /// A running server; it ends when this is dropped.
 #[derive(Debug)]
@@ -27,6 +29,18 @@ impl Server {
         Ok(Self { process })
     }
 
+    /// The same over SCTP, one association a socket, which talks lines as a TCP connection does.
+    pub fn start_sctp(place: &Place, name: &str, port: u16) -> Result<Self> {
+        let process = Process::start(place, |ready| {
+            let listeners = listeners(Some(SockProtocol::Sctp), port)?;
+            ready.tell()?;
+            std::thread::scope(|scope| answer_streams(scope, name, &listeners));
+            Ok(String::new())
+        })
+        .with_context(|| format!("cannot start server {name} on SCTP port {port}"))?;
+        Ok(Self { process })
+    }
+
     /// Its process id.
     pub fn id(&self) -> Option<u32> {
         self.process.id()
@@ -34,24 +48,11 @@ impl Server {
 }
 
 fn serve(name: &str, port: u16, ready: Ready) -> Result<String> {
-    let listeners: Vec<TcpListener> = sockets(SockType::Stream, port)?
-        .into_iter()
-        .map(TcpListener::from)
-        .collect();
-    let datagrams: Vec<UdpSocket> = sockets(SockType::Datagram, port)?
-        .into_iter()
-        .map(UdpSocket::from)
-        .collect();
+    let listeners = listeners(None, port)?;
+    let datagrams = sockets(SockType::Datagram, None, port)?.map(UdpSocket::from);
     ready.tell()?;
     std::thread::scope(|scope| {
-        for listener in &listeners {
-            scope.spawn(move || {
-                for stream in listener.incoming().flatten() {
-                    let name = name.to_owned();
-                    std::thread::spawn(move || answer_stream(&name, &stream));
-                }
-            });
-        }
+        answer_streams(scope, name, &listeners);
         for socket in &datagrams {
             scope.spawn(move || answer_datagrams(name, socket));
         }
@@ -59,11 +60,32 @@ fn serve(name: &str, port: u16, ready: Ready) -> Result<String> {
     Ok(String::new())
 }
 
+/// Listeners of TCP, or of another protocol that has streams: those of the standard library say no
+/// more to the kernel than what is meant for any.
+fn listeners(protocol: Option<SockProtocol>, port: u16) -> Result<[TcpListener; 2]> {
+    Ok(sockets(SockType::Stream, protocol, port)?.map(TcpListener::from))
+}
+
+fn answer_streams<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    name: &'scope str,
+    listeners: &'scope [TcpListener],
+) {
+    for listener in listeners {
+        scope.spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let name = name.to_owned();
+                std::thread::spawn(move || answer_stream(&name, &stream));
+            }
+        });
+    }
+}
+
 /// One IPv4 and one IPv6-only socket, bound and (streams) listening.
-fn sockets(kind: SockType, port: u16) -> Result<[OwnedFd; 2]> {
+fn sockets(kind: SockType, protocol: Option<SockProtocol>, port: u16) -> Result<[OwnedFd; 2]> {
     let open = |family| -> Result<OwnedFd> {
-        let fd =
-            socket(family, kind, SockFlag::SOCK_CLOEXEC, None).context("cannot open socket")?;
+        let fd = socket(family, kind, SockFlag::SOCK_CLOEXEC, protocol)
+            .with_context(|| format!("cannot open a socket of {protocol:?}"))?;
         if kind == SockType::Stream {
             setsockopt(&fd, sockopt::ReuseAddr, &true).context("cannot set SO_REUSEADDR")?;
         }

@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use std::fs;
 
 /// Every counter by name: `TcpInCsumErrors`, `UdpInCsumErrors`, `Udp6InCsumErrors`,
-/// `IcmpInCsumErrors`, `Icmp6InCsumErrors`, `TcpExtTCPTimeouts`, …
+/// `IcmpInCsumErrors`, `Icmp6InCsumErrors`, `SctpChecksumErrors`, `TcpExtTCPTimeouts`, …
 pub fn read(namespace: &Namespace) -> Result<BTreeMap<String, i64>> {
     // `/proc/net` shows the main thread's namespace; only `thread-self` shows the entered one.
-    let (snmp, netstat, snmp6) = namespace.enter(|| -> Result<_> {
+    let (snmp, netstat, lists) = namespace.enter(|| -> Result<_> {
         let read = |file: &str| {
             let path = format!("/proc/thread-self/net/{file}");
             fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))
@@ -17,15 +17,21 @@ pub fn read(namespace: &Namespace) -> Result<BTreeMap<String, i64>> {
         Ok((
             read("snmp")?,
             read("netstat")?,
-            read("snmp6").unwrap_or_default(),
+            // Without IPv6 or SCTP there is nothing to count.
+            ["snmp6", "sctp/snmp"].map(|file| read(file).unwrap_or_default()),
         ))
     })??;
     let mut counters = tables(&snmp);
     counters.extend(tables(&netstat));
-    counters.extend(snmp6.lines().filter_map(|line| {
-        let (name, value) = line.split_once(char::is_whitespace)?;
-        Some((name.to_owned(), value.trim().parse().ok()?))
-    }));
+    counters.extend(
+        lists
+            .iter()
+            .flat_map(|text| text.lines())
+            .filter_map(|line| {
+                let (name, value) = line.split_once(char::is_whitespace)?;
+                Some((name.to_owned(), value.trim().parse().ok()?))
+            }),
+    );
     Ok(counters)
 }
 
@@ -33,7 +39,7 @@ pub fn read(namespace: &Namespace) -> Result<BTreeMap<String, i64>> {
 pub fn checksum_errors(namespace: &Namespace) -> Result<i64> {
     Ok(read(namespace)?
         .iter()
-        .filter(|(name, _)| name.ends_with("InCsumErrors"))
+        .filter(|(name, _)| name.ends_with("InCsumErrors") || *name == "SctpChecksumErrors")
         .map(|(_, value)| *value)
         .sum())
 }

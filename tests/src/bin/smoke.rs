@@ -1,9 +1,10 @@
 //! The smallest proof that the agent works on the running kernel: every program it wants loads and
-//! attaches, and one connection of each kind gets through each path. `cargo xtask vm` runs it on
-//! other kernels; arguments are passed to the agent.
+//! attaches, and one connection of each kind gets through each path, SCTP's where the kernel has
+//! sockets of it. `cargo xtask vm` runs it on other kernels; arguments are passed to the agent.
 
 use anyhow::{Context, Result, ensure};
-use lb_lab::{Agent, PodNetwork};
+use lb_lab::{Agent, PodNetwork, client};
+use lb_tests::associations;
 use lb_tests::stage::{ServiceSpec, Stage};
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -29,13 +30,20 @@ fn main() -> ExitCode {
 
 fn one_mode(flags: &str) -> Result<()> {
     let mut stage = Stage::new(PodNetwork::Routed)?;
-    let near = ServiceSpec::new("near", 10, &["a"]).node_port(NODE_PORT);
-    let far = ServiceSpec::new("far", 11, &["c"]).node_port(NODE_PORT + 1);
-    stage.apply(&near)?;
-    stage.apply(&far)?;
+    let service = |name, number, pods: &[&str], port| {
+        let service = ServiceSpec::new(name, number, pods).node_port(port);
+        service.sctp()
+    };
+    let near = service("near", 10, &["a"], NODE_PORT);
+    let far = service("far", 11, &["c"], NODE_PORT + 1);
+    let nobody = service("nobody", 12, &[], NODE_PORT + 2);
+    for service in [&near, &far, &nobody] {
+        stage.apply(service)?;
+    }
+    stage.route_default(0)?;
     stage.start_agents(flags)?;
     print!("{}", Agent::tool(&stage.lab, stage.lab.node(0), "status")?);
-    for (service, pod, port) in [(near, "a", NODE_PORT), (far, "c", NODE_PORT + 1)] {
+    for (service, pod, port) in [(&near, "a", NODE_PORT), (&far, "c", NODE_PORT + 1)] {
         for server in service.cluster_ips() {
             ask(stage.pod("b").place(), server, pod)
                 .with_context(|| format!("from a pod to the ClusterIP {server}"))?;
@@ -44,6 +52,14 @@ fn one_mode(flags: &str) -> Result<()> {
             ask(stage.client.place(), server, pod)
                 .with_context(|| format!("from outside to the node port {server}"))?;
         }
+    }
+    if client::has_sctp() {
+        let near = (near.cluster_ips(), "a", NODE_PORT);
+        let far = (far.cluster_ips(), "c", NODE_PORT + 1);
+        associations::every_path(&stage, &[near, far], nobody.cluster_ips()).context("SCTP")?;
+        println!("SCTP associations reach their endpoints");
+    } else {
+        println!("this kernel has no SCTP sockets: no association is tried");
     }
     ensure!(
         stage.checksum_errors()? == 0,

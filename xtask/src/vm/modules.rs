@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What must be loaded; a name that is built in, or not known to a kernel, is no fault.
-const WANTED: [&str; 19] = [
+const WANTED: [&str; 20] = [
     // What nf_conntrack's checksums ask the kernel's crypto for, which no dependency names.
     "crc32c_generic",
     "virtio_pci",
@@ -28,6 +28,7 @@ const WANTED: [&str; 19] = [
     "nft_counter",
     "nf_conntrack",
     "nf_nat",
+    "sctp",
 ];
 
 /// A module: its name and its uncompressed object.
