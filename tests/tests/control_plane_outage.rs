@@ -23,24 +23,25 @@ fn cluster() -> Result<RealCluster> {
     Ok(cluster)
 }
 
-/// Waits until the agent says that nobody answers.
-fn await_noticed(cluster: &RealCluster) -> Result<()> {
+/// Waits until the agent says that nobody answers, or that somebody does again.
+fn await_noticed(cluster: &RealCluster, away: bool) -> Result<()> {
     let begin = Instant::now();
     let end = begin + NOTICED;
     while cluster
         .site
         .metric("lb_source_problems", &UNREACHABLE)?
-        .is_none()
+        .is_some()
+        != away
     {
         ensure!(
             Instant::now() < end,
-            "not noticed: {}",
+            "not noticed ({away}): {}",
             cluster.site.log_tail()
         );
         // A metric has no event to wait for.
         std::thread::sleep(Duration::from_millis(50));
     }
-    println!("noticed within {:?}", begin.elapsed());
+    println!("away: {away}, noticed within {:?}", begin.elapsed());
     Ok(())
 }
 
@@ -72,6 +73,7 @@ fn await_slices(cluster: &RealCluster) -> Result<()> {
 }
 
 fn await_change(cluster: &RealCluster) -> Result<()> {
+    await_noticed(cluster, false)?;
     cluster.site.await_answer(sockets(3)[0], "c")?;
     cluster.site.await_answer(sockets(3)[1], "c")?;
     cluster.site.await_silence(sockets(2)[0])?;
@@ -85,7 +87,7 @@ fn a_connection_on_which_nothing_comes_any_more_is_noticed_and_given_up() -> Res
     // Each end's kernel goes on to acknowledge: only the other end's program is out of reach.
     cluster.link.hold();
     change(&cluster)?;
-    await_noticed(&cluster)?;
+    await_noticed(&cluster, true)?;
     cluster.site.is_alive()?;
     cluster.link.release();
     await_change(&cluster)?;
@@ -102,7 +104,7 @@ fn an_api_server_whose_machine_vanishes_is_noticed_and_found_again() -> Result<(
     let uplink = |state: &str| wire.ip(&format!("link set client0 {state}")).map(drop);
     uplink("down")?;
     change(&cluster)?;
-    await_noticed(&cluster)?;
+    await_noticed(&cluster, true)?;
     cluster.site.is_alive()?;
     uplink("up")?;
     await_change(&cluster)?;
@@ -134,7 +136,7 @@ fn ten_minutes_without_an_api_server_are_not_felt_and_changes_take_effect_within
     }
     cluster.plane.stop_api();
     let end = Instant::now() + Duration::from_secs(600);
-    await_noticed(&cluster)?;
+    await_noticed(&cluster, true)?;
     while Instant::now() < end {
         load.await_requests(100)?;
         cluster.site.is_alive()?;
