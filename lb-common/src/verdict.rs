@@ -79,11 +79,14 @@ pub enum Reason {
     DroppedUnusedAddress = 24,
     /// Silently dropped: the source is in none of the service's `loadBalancerSourceRanges`.
     DroppedSourceRange = 25,
+    /// A pod's UDP socket connected to a port that is left to the packet path, where a removed
+    /// endpoint is replaced.
+    SocketUdpLeftToPacketPath = 26,
 }
 
 impl Reason {
     /// Number of reasons: the size of `lb_reasons`.
-    pub const COUNT: u32 = 26;
+    pub const COUNT: u32 = 27;
 
     /// Every reason, in order of its number.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -113,6 +116,7 @@ impl Reason {
         Self::RejectedUndefinedPort,
         Self::DroppedUnusedAddress,
         Self::DroppedSourceRange,
+        Self::SocketUdpLeftToPacketPath,
     ];
 
     /// The reason's name in metrics and logs.
@@ -144,6 +148,7 @@ impl Reason {
             Self::RejectedUndefinedPort => "rejected_undefined_port",
             Self::DroppedUnusedAddress => "dropped_unused_address",
             Self::DroppedSourceRange => "dropped_source_range",
+            Self::SocketUdpLeftToPacketPath => "socket_udp_left_to_packet_path",
         }
     }
 }

@@ -5,7 +5,8 @@ use crate::addr::{Addr, BackendId, Endpoint, Port, Prefix, Protocol, ServiceId};
 use crate::hash::HashKeys;
 use crate::table::{
     AddressBits, Backend, BackendState, Config, EmptyAction, Frontend, FrontendKey, FrontendKind,
-    LocalAddress, Membership, SERVICE_CIDRS, Service, ServiceFlags, Slot, SourceRange, Window,
+    LocalAddress, Membership, PACKET_PATH_UDP_PORTS, SERVICE_CIDRS, Service, ServiceFlags, Slot,
+    SourceRange, Window,
 };
 use std::net::IpAddr;
 
@@ -39,6 +40,7 @@ impl HostTables {
             services_v4: Prefix::NONE,
             services_v6: Prefix::NONE,
             service_cidrs: [Prefix::NONE; SERVICE_CIDRS],
+            packet_path_udp_ports: [Port(0); PACKET_PATH_UDP_PORTS],
         });
         tables.services.push(Service::default());
         tables.backends.push(Backend::default());

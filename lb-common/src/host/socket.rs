@@ -5,7 +5,7 @@ use crate::addr::{Addr, BackendId, Endpoint, Protocol, ServiceId};
 use crate::env::PacketTables;
 use crate::feature::Feature;
 use crate::socket::{
-    Count, Records, Request, Socket, SocketTables, SocketVerdict, connect, enter, place_of,
+    Count, Peer, Records, Request, Socket, SocketTables, SocketVerdict, connect, enter, place_of,
     recvmsg, sendmsg,
 };
 use crate::table::{ConnectedSocket, NamespaceAddresses, UnconnectedSocket};
@@ -34,6 +34,10 @@ pub struct HostSocket<'a> {
     pub features: Cell<u32>,
     /// Whether the kernel has room for another record.
     pub room: Cell<bool>,
+    /// The entry in `lb_peers`.
+    pub peer: Cell<Option<BackendId>>,
+    /// Whether `lb_peers` has room.
+    pub room_for_peer: Cell<bool>,
 }
 
 impl<'a> HostSocket<'a> {
@@ -50,6 +54,8 @@ impl<'a> HostSocket<'a> {
             opted_out: Cell::new(false),
             features: Cell::new(Feature::SET_RETVAL | Feature::NETNS_COOKIE_IN_SOCKOPS),
             room: Cell::new(true),
+            peer: Cell::new(None),
+            room_for_peer: Cell::new(true),
         }
     }
 
@@ -103,6 +109,19 @@ impl Records for HostSocket<'_> {
 
     fn last_conversations(&self) -> Option<impl Deref<Target = UnconnectedSocket>> {
         Ref::filter_map(self.conversations.borrow(), Option::as_deref).ok()
+    }
+}
+
+impl Peer for HostSocket<'_> {
+    fn enter_peer(&self, backend: BackendId) -> bool {
+        if self.room_for_peer.get() {
+            self.peer.set(Some(backend));
+        }
+        self.room_for_peer.get()
+    }
+
+    fn remove_peer(&self) {
+        self.peer.set(None);
     }
 }
 

@@ -5,7 +5,7 @@ use super::client::Caller;
 use super::conversations::{AMBIGUOUS, ENTERED, IDLE_SECONDS, answered, touch};
 use super::{
     Answer, Asked, Count, Request, Socket, SocketTables, SocketVerdict, answer_unserved, balance,
-    client, find, recorded,
+    client, find, recorded, stays_on_packet_path,
 };
 use crate::addr::{Addr, BackendId, Endpoint, Protocol, Tick};
 use crate::balance::{Choice, policy, slot_at};
@@ -42,6 +42,10 @@ pub fn sendmsg<T: SocketTables, E: Env, S: Socket>(
             addr: record.backend_addr,
             port: record.backend_port,
         });
+    }
+    // What it connected to untranslated it must go on hearing by that name.
+    if socket.is_connected() && stays_on_packet_path(config, request, host) {
+        return SocketVerdict::Untouched;
     }
     let place = socket.place_of(&request.to);
     let now = env.now();

@@ -39,12 +39,21 @@ pub trait Records {
     fn last_conversations(&self) -> Option<impl Deref<Target = UnconnectedSocket>>;
 }
 
+/// The entry by which the agent finds out where a connected UDP socket was sent: the kernel lists
+/// sockets, but does not show what is stored with those of UDP.
+pub trait Peer {
+    /// Enters the backend; false if there is no room.
+    fn enter_peer(&self, backend: BackendId) -> bool;
+    /// Removes the entry.
+    fn remove_peer(&self);
+}
+
 /// One socket, as the hooks of addresses see it.
 ///
 /// [`place_of`] and [`enter`] search up to 128 conversations. The verifier follows a search once
 /// for each state the program may be in when it begins, unless it is a function that it verifies
 /// alone (a global function, kernel 5.6): so a socket says how they are called.
-pub trait Socket: Records {
+pub trait Socket: Records + Peer {
     /// Calls [`place_of`].
     fn place_of(&self, frontend: &Endpoint) -> u32;
     /// Calls [`enter`].
@@ -262,6 +271,10 @@ pub fn connect<T: SocketTables, E: Env, S: Socket>(
     request: &Request,
 ) -> SocketVerdict {
     let answer = match find(tables, socket, request) {
+        Some(Asked::Frontend(config, _, host)) if stays_on_packet_path(config, request, host) => {
+            tables.count(Reason::SocketUdpLeftToPacketPath);
+            Answer::Leave
+        }
         Some(Asked::Frontend(config, frontend, host)) => {
             match Caller::identify(tables, env, socket, request, config, frontend, host) {
                 Some(caller) => balance(tables, env, socket, request, config, &frontend, &caller),
@@ -275,7 +288,7 @@ pub fn connect<T: SocketTables, E: Env, S: Socket>(
         Some(Asked::Unserved(unserved, _)) => answer_unserved(tables, socket, unserved),
         None => Answer::Leave,
     };
-    let (choice, flags) = match answer {
+    let (choice, mut flags) = match answer {
         Answer::Send(choice, flags) => (choice, flags),
         Answer::Leave => {
             forget(tables, socket);
@@ -289,6 +302,15 @@ pub fn connect<T: SocketTables, E: Env, S: Socket>(
             return SocketVerdict::Refuse;
         }
     };
+    if request.protocol == Protocol::UDP {
+        if !socket.enter_peer(choice.backend) {
+            // It could not be closed when its backend goes: the packet path moves it then.
+            tables.count(Reason::SocketStorageExhausted);
+            forget(tables, socket);
+            return SocketVerdict::Untouched;
+        }
+        flags |= ConnectedSocket::IN_PEERS;
+    }
     let record = ConnectedSocket {
         frontend: request.to.addr,
         backend_addr: choice.endpoint.addr,
@@ -299,6 +321,9 @@ pub fn connect<T: SocketTables, E: Env, S: Socket>(
         flags,
     };
     let Some(mut slot) = socket.record(true) else {
+        if flags & ConnectedSocket::IN_PEERS != 0 {
+            socket.remove_peer();
+        }
         tables.count(Reason::SocketStorageExhausted);
         return SocketVerdict::Untouched;
     };
@@ -311,13 +336,25 @@ pub fn connect<T: SocketTables, E: Env, S: Socket>(
     SocketVerdict::Translate(choice.endpoint)
 }
 
+/// True for connected UDP sockets of pods that the operator wants on the packet path. The host's own
+/// are translated: the agent closes them when their endpoint is removed.
+#[inline(always)]
+fn stays_on_packet_path(config: &Config, request: &Request, host: bool) -> bool {
+    !host && request.protocol == Protocol::UDP && config.leaves_udp(request.to.port)
+}
+
 /// Ends the record of an earlier connection, if there is one.
 #[inline(always)]
-fn forget<T: SocketTables, S: Records>(tables: &T, socket: &S) {
+fn forget<T: SocketTables, S: Records + Peer>(tables: &T, socket: &S) {
     if let Some(mut slot) = socket.record(false) {
         let earlier = (slot.service, slot.backend);
+        let flags = slot.flags;
         slot.backend = BackendId(0);
+        slot.flags = 0;
         drop(slot);
+        if flags & ConnectedSocket::IN_PEERS != 0 {
+            socket.remove_peer();
+        }
         close(tables, earlier);
     }
 }
@@ -365,7 +402,7 @@ pub fn source_chosen<T: SocketTables, E: Env, S: Records>(
 
 /// The last descriptor of the socket is closed: what it had counted as active ends.
 #[inline(always)]
-pub fn release<T: SocketTables, S: Records>(tables: &T, socket: &S) {
+pub fn release<T: SocketTables, S: Records + Peer>(tables: &T, socket: &S) {
     forget(tables, socket);
     let Some(table) = socket.last_conversations() else {
         return;

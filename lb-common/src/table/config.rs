@@ -39,7 +39,10 @@ impl ConfigFlags {
 }
 
 /// How many ServiceCIDRs fit into [`Config`]: as many as make its size a power of two.
-pub const SERVICE_CIDRS: usize = 10;
+pub const SERVICE_CIDRS: usize = 9;
+
+/// How many ports fit into [`Config::packet_path_udp_ports`].
+pub const PACKET_PATH_UDP_PORTS: usize = 16;
 
 /// Runtime switches: what may change while programs stay loaded.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -79,6 +82,9 @@ pub struct Config {
     /// The ranges ClusterIPs come from: packets to an address of these that is no frontend's get
     /// silence (`SERVICE-SEMANTICS` 5.2).
     pub service_cidrs: [Prefix; SERVICE_CIDRS],
+    /// Ports of UDP frontends that pods' sockets connect to untranslated: the packet path replaces an
+    /// endpoint that is removed, a connected socket cannot. 0: no port.
+    pub packet_path_udp_ports: [Port; PACKET_PATH_UDP_PORTS],
 }
 
 impl Config {
@@ -123,6 +129,26 @@ impl Config {
             }
         }
         false
+    }
+
+    /// True if pods' connected UDP sockets to frontends with this port are the packet path's.
+    #[inline(always)]
+    pub fn leaves_udp(&self, port: Port) -> bool {
+        for left in &self.packet_path_udp_ports {
+            if left.0 == port.0 {
+                return port.0 != 0;
+            }
+        }
+        false
+    }
+
+    /// Sets the ports of UDP frontends that [`leaves_udp`](Self::leaves_udp) tells, of which the first
+    /// [`PACKET_PATH_UDP_PORTS`] are taken.
+    pub fn set_packet_path_udp_ports(&mut self, ports: &[u16]) {
+        self.packet_path_udp_ports = [Port(0); PACKET_PATH_UDP_PORTS];
+        for (place, port) in self.packet_path_udp_ports.iter_mut().zip(ports) {
+            *place = Port::new(*port);
+        }
     }
 
     /// Sets the ServiceCIDRs, of which the first [`SERVICE_CIDRS`] are taken.

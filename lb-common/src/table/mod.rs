@@ -22,6 +22,7 @@
 //! | `lb_fragments` | LRU hash | [`FragmentKey`] → [`FragmentPorts`] | programs |
 //! | `lb_flows` | array, mmapable | bucket → `flow::Bucket` | programs |
 //! | `lb_sock` | socket storage | socket → [`ConnectedSocket`] | programs |
+//! | `lb_peers` | hash | cookie of a connected UDP socket → [`BackendId`](crate::addr::BackendId) it was sent to | programs |
 //! | `lb_udp` | socket storage | socket → [`UnconnectedSocket`] | programs |
 //! | `lb_svc_count` | per-CPU array | service id → [`ServiceCounters`] | programs |
 //! | `lb_bck_count` | per-CPU array | backend id → [`BackendCounters`] | programs |
@@ -38,8 +39,8 @@ mod socket;
 mod transit;
 
 pub use config::{
-    AddressBits, Config, ConfigFlags, Filter, LocalAddress, SERVICE_CIDRS, SnatAddresses,
-    SocketMode,
+    AddressBits, Config, ConfigFlags, Filter, LocalAddress, PACKET_PATH_UDP_PORTS, SERVICE_CIDRS,
+    SnatAddresses, SocketMode,
 };
 pub use count::{BackendCounters, ServiceCounters};
 pub use name_record::{NAME_TEXT, ServiceName};
@@ -79,6 +80,7 @@ pub mod name {
     pub const FRAGMENTS: &str = "lb_fragments";
     pub const FLOWS: &str = "lb_flows";
     pub const SOCKETS: &str = "lb_sock";
+    pub const PEERS: &str = "lb_peers";
     pub const UDP_SOCKETS: &str = "lb_udp";
     pub const SERVICE_COUNTERS: &str = "lb_svc_count";
     pub const BACKEND_COUNTERS: &str = "lb_bck_count";

@@ -23,7 +23,7 @@ pub struct ConnectedSocket {
     pub backend: BackendId,
     /// The service port.
     pub service: ServiceId,
-    /// [`ConnectedSocket::CHOSEN_FOR_NAMESPACE`].
+    /// [`ConnectedSocket::CHOSEN_FOR_NAMESPACE`], [`ConnectedSocket::IN_PEERS`].
     pub flags: u32,
 }
 
@@ -31,6 +31,8 @@ impl ConnectedSocket {
     /// Affinity remembers this choice under the namespace's cookie, because the client's address
     /// was not known yet; the address adopts it when the socket has one.
     pub const CHOSEN_FOR_NAMESPACE: u32 = 1;
+    /// `lb_peers` has an entry for the socket.
+    pub const IN_PEERS: u32 = 2;
 }
 
 /// Conversations one unconnected UDP socket can have at a time; more of them go by the packet path.

@@ -16,9 +16,9 @@ use core::ops::{Deref, DerefMut};
 use core::ptr;
 use lb_common::addr::{Addr, BackendId, Endpoint, Port, Protocol};
 use lb_common::feature::Feature;
-use lb_common::socket::{self, Records, Request, Socket, SocketVerdict};
+use lb_common::socket::{self, Peer, Records, Request, Socket, SocketVerdict};
 use lb_common::table::{ConnectedSocket, UnconnectedSocket};
-use records::Storage;
+use records::{Released, Storage};
 
 /// The kernel's return values of these hooks.
 const PROCEED: i32 = 1;
@@ -194,6 +194,18 @@ impl<F: Family> Records for AddressedSocket<F> {
     #[inline(always)]
     fn last_conversations(&self) -> Option<impl Deref<Target = UnconnectedSocket>> {
         self.storage.last_conversations()
+    }
+}
+
+impl<F: Family> Peer for AddressedSocket<F> {
+    #[inline(always)]
+    fn enter_peer(&self, backend: BackendId) -> bool {
+        records::enter_peer(self.ctx.cast(), backend)
+    }
+
+    #[inline(always)]
+    fn remove_peer(&self) {
+        records::remove_peer(self.ctx.cast());
     }
 }
 
@@ -470,6 +482,6 @@ pub(crate) fn lb_getpeername6(ctx: SockAddrContext) -> i32 {
 /// The last descriptor of a socket is closed.
 #[cgroup_sock(sock_release)]
 pub(crate) fn lb_sock_release(ctx: SockContext) -> i32 {
-    socket::release(&Kernel, &Storage(ctx.sock.cast()));
+    socket::release(&Kernel, &Released(Storage(ctx.sock.cast())));
     PROCEED
 }

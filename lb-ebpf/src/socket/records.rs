@@ -3,15 +3,19 @@
 
 use crate::env::{Kernel, count_backend};
 use crate::maps;
-use aya_ebpf::bindings::{BPF_ANY, BPF_SK_STORAGE_GET_F_CREATE, bpf_spin_lock as SpinLock};
-use aya_ebpf::btf_maps::{LruHashMap, SkStorage};
-use aya_ebpf::helpers::generated::{bpf_sk_storage_get, bpf_spin_lock, bpf_spin_unlock};
+use aya_ebpf::bindings::{
+    BPF_ANY, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_spin_lock as SpinLock,
+};
+use aya_ebpf::btf_maps::{HashMap, LruHashMap, SkStorage};
+use aya_ebpf::helpers::generated::{
+    bpf_get_socket_cookie, bpf_sk_storage_get, bpf_spin_lock, bpf_spin_unlock,
+};
 use aya_ebpf::macros::btf_map;
 use core::ffi::c_void;
 use core::ops::{Deref, DerefMut};
 use core::ptr;
 use lb_common::addr::{BackendId, ServiceId};
-use lb_common::socket::{Count, Records, SocketTables};
+use lb_common::socket::{Count, Peer, Records, SocketTables};
 use lb_common::table::{ConnectedSocket, NamespaceAddresses, UnconnectedSocket};
 
 #[btf_map(name = "lb_sock")]
@@ -19,6 +23,10 @@ static CONNECTED: SkStorage<ConnectedSocket> = SkStorage::new();
 
 #[btf_map(name = "lb_udp")]
 static UNCONNECTED: SkStorage<LockedConversations> = SkStorage::new();
+
+/// Memory is taken as sockets come.
+#[btf_map(name = "lb_peers")]
+static PEERS: HashMap<u64, BackendId, 262_144, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 #[btf_map(name = "lb_netns")]
 static NAMESPACES: LruHashMap<u64, NamespaceAddresses, 4_096> = LruHashMap::new();
@@ -106,6 +114,56 @@ impl Records for Storage {
         let record = self.find(&UNCONNECTED, false)?;
         // SAFETY: the last descriptor is closed, no other hook runs for this socket any more.
         Some(unsafe { &(*record).table })
+    }
+}
+
+/// Enters a socket into [`PEERS`], by the context of the program that runs for it.
+#[inline(always)]
+pub(super) fn enter_peer(ctx: *mut c_void, backend: BackendId) -> bool {
+    // SAFETY: the helper takes the context of a sock_addr or sock program.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx) };
+    PEERS.insert(cookie, backend, u64::from(BPF_ANY)).is_ok()
+}
+
+/// Removes its entry.
+#[inline(always)]
+pub(super) fn remove_peer(ctx: *mut c_void) {
+    // SAFETY: as in `enter_peer`.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx) };
+    // It may never have had one.
+    let _ = PEERS.remove(cookie);
+}
+
+/// The socket of a program that runs when its last descriptor is closed: context and socket in one.
+#[derive(Clone, Copy)]
+pub(super) struct Released(pub(super) Storage);
+
+impl Records for Released {
+    #[inline(always)]
+    fn record(&self, create: bool) -> Option<impl DerefMut<Target = ConnectedSocket>> {
+        self.0.record(create)
+    }
+
+    #[inline(always)]
+    fn conversations(&self, create: bool) -> Option<impl DerefMut<Target = UnconnectedSocket>> {
+        self.0.conversations(create)
+    }
+
+    #[inline(always)]
+    fn last_conversations(&self) -> Option<impl Deref<Target = UnconnectedSocket>> {
+        self.0.last_conversations()
+    }
+}
+
+impl Peer for Released {
+    #[inline(always)]
+    fn enter_peer(&self, backend: BackendId) -> bool {
+        enter_peer(self.0.0, backend)
+    }
+
+    #[inline(always)]
+    fn remove_peer(&self) {
+        remove_peer(self.0.0);
     }
 }
 

@@ -340,3 +340,90 @@ fn release_ends_every_conversation_once_and_nothing_that_never_was() {
     release(&world.tables, &socket);
     assert_eq!(world.counts(served.service), (0, 1, 0));
 }
+
+#[test]
+fn a_pod_s_connected_udp_to_a_port_of_the_packet_path_is_left_to_it() {
+    for network in [8, 9] {
+        let mut world = World::new();
+        let [v4, v6] = family(network, 1, 53);
+        for asked in [v4, v6] {
+            for protocol in [TCP, UDP] {
+                world.serve(asked, protocol, 1);
+            }
+            world.tables.config.set_packet_path_udp_ports(&[5353, 53]);
+            let of_pod = world.socket(POD);
+            assert_eq!(of_pod.connect(asked, UDP), SocketVerdict::Untouched);
+            // What it then sends by name goes where it is connected to.
+            of_pod.connected.set(true);
+            assert_eq!(of_pod.send(asked), SocketVerdict::Untouched);
+            assert!(of_pod.conversations.borrow().is_none());
+            // Everybody else is served as ever.
+            sent(world.socket(POD).connect(asked, TCP));
+            sent(world.socket(POD).send(asked));
+            sent(world.socket(HOST).connect(asked, UDP));
+        }
+        assert_eq!(world.reason(Reason::SocketUdpLeftToPacketPath), 2);
+    }
+}
+
+#[test]
+fn no_port_is_left_to_the_packet_path_unless_it_is_named() {
+    let mut world = World::new();
+    let [asked, _] = family(8, 1, 53);
+    world.serve(asked, UDP, 1);
+    sent(world.socket(POD).connect(asked, UDP));
+    world.tables.config.set_packet_path_udp_ports(&[5353]);
+    let socket = world.socket(POD);
+    let to = sent(socket.connect(asked, UDP));
+    let record = *socket.record.borrow();
+    // One that was translated before its port was named goes on.
+    world.tables.config.set_packet_path_udp_ports(&[53]);
+    let again = world.socket(POD);
+    *again.record.borrow_mut() = record;
+    again.connected.set(true);
+    assert_eq!(sent(again.send(asked)), to);
+}
+
+#[test]
+fn a_udp_socket_is_entered_under_its_cookie_while_its_record_speaks_for_it() {
+    for number in 0..2 {
+        let mut world = World::new();
+        let asked = family(8, 1, 80)[number];
+        let (udp, tcp) = (world.serve(asked, UDP, 1), world.serve(asked, TCP, 1));
+        let socket = world.socket(POD);
+        sent(socket.connect(asked, UDP));
+        assert_eq!(socket.peer.get(), Some(udp.backends[0].0));
+        // To an address that is nobody's: what is entered would speak for another connection.
+        let _ = socket.connect(udp.backends[0].1, UDP);
+        assert_eq!(socket.peer.get(), None);
+        sent(socket.connect(asked, UDP));
+        assert!(socket.peer.get().is_some());
+        release(&world.tables, &socket);
+        assert_eq!(socket.peer.get(), None);
+        // TCP sockets are never closed by us.
+        let socket = world.socket(POD);
+        sent(socket.connect(asked, TCP));
+        assert_eq!(socket.peer.get(), None);
+        assert_eq!(world.counts(tcp.service), (1, 0, 0));
+    }
+}
+
+#[test]
+fn without_room_for_its_entry_a_udp_socket_is_left_to_the_packet_path() {
+    let mut world = World::new();
+    let [asked, _] = family(8, 1, 80);
+    let served = world.serve(asked, UDP, 1);
+    let socket = world.socket(POD);
+    sent(socket.connect(asked, UDP));
+    socket.room_for_peer.set(false);
+    assert_eq!(socket.connect(asked, UDP), SocketVerdict::Untouched);
+    assert_eq!(world.reason(Reason::SocketStorageExhausted), 1);
+    // The earlier connection has ended.
+    assert_eq!(world.counts(served.service), (1, 1, 0));
+    assert_eq!(socket.peer.get(), None);
+    // Nor is an entry left where the record has no room.
+    let socket = world.socket(POD);
+    socket.room.set(false);
+    assert_eq!(socket.connect(asked, UDP), SocketVerdict::Untouched);
+    assert_eq!(socket.peer.get(), None);
+}
