@@ -191,6 +191,13 @@ fn patched(overlay: &str) -> Result<DaemonSet> {
                 *place.with_context(|| format!("{path} is not there"))? =
                     operation["value"].clone();
             }
+            Some("add") => {
+                ensure!(name == "-", "{path}: only ends of lists are added to here");
+                let items = parent
+                    .as_array_mut()
+                    .with_context(|| format!("{path} is no list"))?;
+                items.push(operation["value"].clone());
+            }
             other => anyhow::bail!("{other:?} is not used here"),
         }
     }
@@ -220,6 +227,37 @@ fn kubeadm_s_config_map_is_read_in_place_of_ours() -> Result<()> {
     // Everything else is the base's.
     ensure!(pod.volumes.iter().flatten().count() == before.volumes.iter().flatten().count());
     ensure!(container.security_context == before.containers[0].security_context);
+    Ok(())
+}
+
+#[test]
+fn closing_sockets_in_pods_has_an_overlay_with_its_own_privilege() -> Result<()> {
+    let before = pod(daemon_set()?)?;
+    let pod = pod(patched("../pod-sockets/daemonset-patch.yaml")?)?;
+    let container = container(&pod)?;
+    let args = container.args.clone().context("no arguments")?;
+    let parsed = lb_agent::cli::args::parse(&args).map_err(anyhow::Error::msg)?;
+    let lb_agent::cli::args::Command::Run(run) = parsed.command else {
+        anyhow::bail!("the pod runs something else: {args:?}");
+    };
+    let directory = run.close_pod_sockets.context("the option is not given")?;
+    let mut mounts = container.volume_mounts.iter().flatten();
+    let mount = mounts.find(|mount| Path::new(&mount.mount_path) == directory);
+    let mount = mount.context("the namespaces are not mounted")?;
+    ensure!(mount.read_only == Some(true));
+    ensure!(mount.mount_propagation.as_deref() == Some("HostToContainer"));
+    let added = |container: &Container| -> BTreeSet<String> {
+        let context = container.security_context.as_ref();
+        let capabilities = context.and_then(|context| context.capabilities.as_ref());
+        capabilities
+            .iter()
+            .flat_map(|all| all.add.iter().flatten())
+            .cloned()
+            .collect()
+    };
+    let more = &added(container) - &added(&before.containers[0]);
+    ensure!(more == BTreeSet::from(["SYS_ADMIN".to_owned()]), "{more:?}");
+    ensure!(pod.host_pid.is_none());
     Ok(())
 }
 
