@@ -10,7 +10,7 @@ mod updates;
 pub use durations::Durations;
 pub use updates::Updates;
 
-use crate::datapath::{Datapath, Fill, Options, StartError};
+use crate::datapath::{Closed, Datapath, Fill, Options, StartError};
 use crate::model::State;
 use crate::model::report::HealthChecks;
 use crate::net;
@@ -81,6 +81,10 @@ pub struct Snapshot {
     /// The answer of the loaded programs to a synthetic packet: `None` before the first, else
     /// what was wrong if anything was.
     pub probe: Option<Result<(), String>>,
+    /// UDP sockets of removed endpoints, in the host's network namespace.
+    pub closed_host_sockets: Closed,
+    /// The same in those of pods; `None` if they are left alone.
+    pub closed_pod_sockets: Option<Closed>,
     /// How often something was found detached and was attached again.
     pub mended: u64,
 }

@@ -94,6 +94,10 @@ pub struct Settings {
     pub socket_load_balancing: SocketLoadBalancing,
     /// Pods that are not balanced at the socket.
     pub opt_out: Option<PodLabel>,
+    /// UDP ports of Services that pods' connected sockets reach by the packet path.
+    pub packet_path_udp_ports: Vec<u16>,
+    /// Where the pods' network namespaces are, if sockets of removed endpoints are closed there.
+    pub close_pod_sockets: Option<PathBuf>,
     /// How the packet programs are attached.
     pub tc_attach: TcAttach,
     /// Where `/metrics` is served.
@@ -216,6 +220,8 @@ impl Settings {
                     Devices::Globs(patterns) => patterns.join(","),
                 },
                 "socketLoadBalancing": name_of(&self.socket_load_balancing),
+                "packetPathUdpPorts": self.packet_path_udp_ports,
+                "closePodSockets": self.close_pod_sockets,
                 "tcAttach": name_of(&self.tc_attach),
                 "maxFlows": self.max_flows,
                 "takeoverWait": self.takeover_wait.as_secs(),
@@ -246,6 +252,8 @@ impl Settings {
                 flows: self.max_flows,
                 ..Capacity::default()
             },
+            packet_path_udp_ports: self.packet_path_udp_ports.clone(),
+            pod_namespaces: self.close_pod_sockets.clone(),
             takeover_wait: self.takeover_wait,
             ..Options::default()
         }

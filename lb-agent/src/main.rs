@@ -71,7 +71,11 @@ fn start(args: RunArgs) -> ExitCode {
     if settings.kube_proxy.init_only {
         return exit_code(started.map(|()| run::prepare_machine(&settings)));
     }
-    if let Err(sentence) = privileges::check() {
+    let entering = match settings.close_pod_sockets {
+        Some(_) => privileges::check_entering(),
+        None => Ok(()),
+    };
+    if let Err(sentence) = privileges::check().and(entering) {
         complain(&sentence);
         return ExitCode::FAILURE;
     }

@@ -2,11 +2,12 @@
 
 mod machine;
 mod report;
+mod sockets;
 
 use super::account::{Batch, FamilyWork, LocalGaps, families_of, index};
 use super::pods::PodCgroups;
 use super::{AppError, Refusal, Snapshot};
-use crate::datapath::{Datapath, DeviceProblem, memory};
+use crate::datapath::{Closed, Datapath, DeviceProblem, memory};
 use crate::model::desired::{Family, ServicePortName};
 use crate::model::node::NodeFacts;
 use crate::model::{Dirty, State};
@@ -84,6 +85,7 @@ pub(super) struct Agent {
     device_problems: Vec<DeviceProblem>,
     /// The cgroups of pods whose sockets are not balanced.
     pods: PodCgroups,
+    closing: sockets::Closing,
     snapshot: watch::Sender<Snapshot>,
 }
 
@@ -95,6 +97,9 @@ impl Agent {
         snapshot: watch::Sender<Snapshot>,
         pause: Duration,
     ) -> Self {
+        if datapath.options().pod_namespaces.is_some() {
+            snapshot.send_modify(|snapshot| snapshot.closed_pod_sockets = Some(Closed::default()));
+        }
         Self {
             node: state.node().clone(),
             service_cidrs: state.options().service_cidrs.clone(),
@@ -122,6 +127,7 @@ impl Agent {
             flows: (0, 0),
             told: BTreeSet::new(),
             device_problems: Vec::new(),
+            closing: sockets::Closing::default(),
             snapshot,
         }
     }
@@ -141,6 +147,7 @@ impl Agent {
                 () = shutdown.cancelled() => return Ok(()),
                 Some(facts) = facts.recv() => self.take_facts(facts),
                 (fence, waited) = wait(&mut self.waiting) => self.take_grace(fence, waited),
+                look = sockets::looked(&mut self.closing) => self.take_look(look),
                 () = sleep_until(retry) => {
                     self.retry = self.retry.map(|(_, pause)| (Instant::now(), pause));
                     self.write();
@@ -289,6 +296,7 @@ impl Agent {
             self.ops.extend(plan.ops);
         }
         self.fence = self.fence.max(plan.fence);
+        self.closing.leave(plan.fence, plan.left);
     }
 
     /// Writes what is waiting. Failures leave it waiting and set the time of the next try.
@@ -330,6 +338,7 @@ impl Agent {
 
     /// Everything that was waiting is in the tables.
     fn written(&mut self, done: u64, writing: Duration) {
+        self.close_left();
         if self.waiting.is_none()
             && let Some(fence) = self.fence.take()
         {
@@ -407,6 +416,7 @@ impl Agent {
                 let plan = self.planner.graced(fence);
                 self.enqueue(plan);
                 self.retry_refused();
+                self.close_graced(fence);
             }
             Err(error) => {
                 // Without it nothing is reused; the next plan or sweep tries again.
@@ -435,6 +445,7 @@ impl Agent {
         let open: Vec<_> = (self.planner.gone())
             .filter(|id| self.datapath.has_open_sockets(*id).unwrap_or(true))
             .collect();
+        self.close_open(&open);
         let plan = self.planner.collect(graced, |id| {
             flows.by_backend.contains_key(&id) || open.contains(&id)
         });

@@ -2,7 +2,7 @@
 //! [`crate::config`].
 
 use crate::cli::values::{
-    BindAddress, Cidr, EndpointsApi, Format, List, LogFormat, Mark, Output, PortRange,
+    BindAddress, Cidr, EndpointsApi, Format, List, LogFormat, Mark, Output, PortRange, Ports,
     SocketLoadBalancing, TcAttach, choice,
 };
 use crate::config::kube_proxy::Flags;
@@ -202,6 +202,19 @@ pub struct RunArgs {
     /// namespaces.
     #[arg(long, value_name = "KEY=VALUE")]
     pub socket_opt_out_label: Option<PodLabel>,
+
+    /// UDP ports of Services to which pods' connected sockets go by the packet path, whatever
+    /// --socket-load-balancing says: a removed endpoint is replaced there with the next datagram,
+    /// which a connected socket cannot be told [default: 53; none with --close-pod-sockets, or where
+    /// --devices names some].
+    #[arg(long, value_name = "none|PORT,…")]
+    pub packet_path_udp_ports: Option<Ports>,
+
+    /// Closes UDP sockets of pods, too, that are connected to an endpoint that was removed: names the
+    /// directory in which the container runtime keeps the pods' network namespaces (/run/netns).
+    /// Needs CAP_SYS_ADMIN to enter them [default: those of the host alone are closed].
+    #[arg(long, value_name = "DIR")]
+    pub close_pod_sockets: Option<PathBuf>,
 
     /// How the packet programs are attached: TCX needs kernel 6.6 [default: auto].
     #[arg(long, value_name = "auto|tcx|clsact", value_enum, ignore_case = true)]

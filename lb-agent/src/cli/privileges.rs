@@ -22,6 +22,19 @@ pub fn check() -> Result<(), String> {
     ))
 }
 
+/// One sentence if this process may not enter the network namespaces of pods.
+pub fn check_entering() -> Result<(), String> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    if effective(&status) & (1 << SYS_ADMIN) == 0 {
+        return Err(
+            "--close-pod-sockets needs the capability CAP_SYS_ADMIN, to enter the pods' network \
+             namespaces: add it, or leave the option out"
+                .to_owned(),
+        );
+    }
+    Ok(())
+}
+
 /// The capabilities of [`check`] that this process has not.
 pub fn missing_here() -> Vec<&'static str> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -6,7 +6,7 @@ use crate::datapath::{self, Devices};
 use crate::model::{NodePortAddresses, PodLabel};
 use clap::ValueEnum;
 use ipnet::IpNet;
-use lb_common::table::SocketMode;
+use lb_common::table::{PACKET_PATH_UDP_PORTS, SocketMode};
 use serde::{Deserialize, Deserializer, de};
 use std::fmt;
 use std::marker::PhantomData;
@@ -313,6 +313,58 @@ impl FromStr for PortRange {
             return Err(wrong());
         }
         Ok(Self { first, last })
+    }
+}
+
+/// Single ports: `53,5353`; `none` for no port.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Ports(pub Vec<u16>);
+
+impl FromStr for Ports {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.trim().eq_ignore_ascii_case("none") {
+            return Ok(Self::default());
+        }
+        let port = |item: &str| item.trim().parse::<std::num::NonZeroU16>().ok();
+        let ports: Option<Vec<_>> = text.split(',').map(port).collect();
+        match ports {
+            Some(ports) if ports.len() <= PACKET_PATH_UDP_PORTS => Ok(Self(
+                ports.into_iter().map(std::num::NonZeroU16::get).collect(),
+            )),
+            Some(ports) => Err(format!(
+                "{} ports are too many: there is room for {PACKET_PATH_UDP_PORTS}",
+                ports.len()
+            )),
+            None => Err(format!(
+                "`{text}` is not a list of ports such as 53,5353; nor `none`"
+            )),
+        }
+    }
+}
+
+/// In the file also a number, or a sequence of numbers.
+impl<'de> Deserialize<'de> for Ports {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Number(u64),
+            Text(String),
+            Sequence(Vec<u64>),
+        }
+        let numbers = |numbers: &[u64]| {
+            let texts: Vec<String> = numbers.iter().map(u64::to_string).collect();
+            texts.join(",").parse()
+        };
+        match Written::deserialize(deserializer)? {
+            Written::Number(number) => numbers(&[number]),
+            Written::Text(text) => text.parse(),
+            Written::Sequence(all) if all.is_empty() => Ok(Self::default()),
+            Written::Sequence(all) => numbers(&all),
+        }
+        .map_err(de::Error::custom)
     }
 }
 

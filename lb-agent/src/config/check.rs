@@ -24,6 +24,8 @@ const NODE_PORTS: PortRange = PortRange {
     first: 30000,
     last: 32767,
 };
+/// Resolvers keep one connected socket for long, and everything waits for them.
+const DNS_PORT: u16 = 53;
 /// kube-proxy's `masqueradeBit` is 14.
 const MASQUERADE_MARK: u32 = 1 << 14;
 /// Where a pod finds its own credentials.
@@ -39,6 +41,10 @@ pub(super) fn check(args: RunArgs, kube_proxy: &KubeProxy) -> Result<Settings, I
     if let Some(root) = &args.cgroup_root {
         must_be_absolute("--cgroup-root", root, &mut problems);
         must_be_directory("--cgroup-root", root, &mut problems);
+    }
+    if let Some(namespaces) = &args.close_pod_sockets {
+        must_be_absolute("--close-pod-sockets", namespaces, &mut problems);
+        must_be_directory("--close-pod-sockets", namespaces, &mut problems);
     }
     let node = check_node(args.node.as_deref(), &mut problems);
     // Whoever only wants the machine's settings or the configuration needs no objects.
@@ -84,12 +90,19 @@ pub(super) fn check(args: RunArgs, kube_proxy: &KubeProxy) -> Result<Settings, I
     if !problems.is_empty() {
         return Err(Invalid(problems));
     }
+    let devices = args.devices.unwrap_or(Devices::Auto);
+    let packet_path_udp_ports = match args.packet_path_udp_ports {
+        Some(ports) => ports.0,
+        // Named devices may leave out those of pods, whose packets then nobody translates.
+        None if args.close_pod_sockets.is_some() || devices != Devices::Auto => Vec::new(),
+        None => vec![DNS_PORT],
+    };
     Ok(Settings {
         node,
         source,
         cgroup_root: args.cgroup_root,
         bpffs,
-        devices: args.devices.unwrap_or(Devices::Auto),
+        devices,
         cluster_cidrs,
         node_port_addresses: args.node_port_addresses.unwrap_or(NodePortAddresses::All),
         localhost_node_ports: args.localhost_node_ports.unwrap_or(true),
@@ -100,6 +113,8 @@ pub(super) fn check(args: RunArgs, kube_proxy: &KubeProxy) -> Result<Settings, I
         },
         socket_load_balancing: args.socket_load_balancing.unwrap_or_default(),
         opt_out: args.socket_opt_out_label,
+        packet_path_udp_ports,
+        close_pod_sockets: args.close_pod_sockets,
         tc_attach: args.tc_attach.unwrap_or_default(),
         metrics,
         health,

@@ -129,6 +129,8 @@ pub(super) fn over(above: RunArgs, below: RunArgs) -> RunArgs {
         mark_replies: above.mark_replies.or(below.mark_replies),
         socket_load_balancing: above.socket_load_balancing.or(below.socket_load_balancing),
         socket_opt_out_label: above.socket_opt_out_label.or(below.socket_opt_out_label),
+        packet_path_udp_ports: above.packet_path_udp_ports.or(below.packet_path_udp_ports),
+        close_pod_sockets: above.close_pod_sockets.or(below.close_pod_sockets),
         tc_attach: above.tc_attach.or(below.tc_attach),
         metrics_bind_address: above.metrics_bind_address.or(below.metrics_bind_address),
         healthz_bind_address: above.healthz_bind_address.or(below.healthz_bind_address),

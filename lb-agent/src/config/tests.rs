@@ -227,3 +227,34 @@ fn ranges_to_allocate_from_belong_to_a_directory() {
     ]));
     assert!(message.contains("has no room for Services"), "{message}");
 }
+
+#[test]
+fn connected_udp_of_pods_to_port_53_is_the_packet_path_s_unless_pods_sockets_can_be_closed() {
+    let ports = |more: &[&str]| with_manifests(more).unwrap().packet_path_udp_ports;
+    assert_eq!(ports(&[]), [53]);
+    assert_eq!(ports(&["--packet-path-udp-ports", "53,5353"]), [53, 5353]);
+    assert!(ports(&["--packet-path-udp-ports", "none"]).is_empty());
+    assert!(ports(&["--close-pod-sockets", "/"]).is_empty());
+    assert_eq!(
+        ports(&["--close-pod-sockets", "/", "--packet-path-udp-ports", "53"]),
+        [53]
+    );
+    // The pods' devices may not be among those that are named.
+    assert!(ports(&["--devices", "eth*"]).is_empty());
+    for wrong in ["0", "53,", "dns", "65536", &"53,".repeat(20)[..59]] {
+        let arguments = ["lb-agent", "run", "--packet-path-udp-ports", wrong];
+        assert!(Cli::try_parse_from(arguments).is_err(), "{wrong}");
+    }
+    let of_file = |text: &str| parse_file(text).unwrap().packet_path_udp_ports.unwrap().0;
+    assert_eq!(of_file("packetPathUdpPorts: 53"), [53]);
+    assert_eq!(of_file("packetPathUdpPorts: [53, 5353]"), [53, 5353]);
+    assert_eq!(of_file("packetPathUdpPorts: \"53, 5353\""), [53, 5353]);
+    assert!(of_file("packetPathUdpPorts: none").is_empty());
+    assert!(of_file("packetPathUdpPorts: []").is_empty());
+}
+
+#[test]
+fn the_directory_of_namespaces_must_be_there() {
+    let sentence = problems(with_manifests(&["--close-pod-sockets", "/nowhere"]));
+    assert!(sentence.contains("--close-pod-sockets"), "{sentence}");
+}

@@ -179,7 +179,7 @@ fn has_filters(netlink: &Socket, device: u32) -> io::Result<bool> {
     let mut found = false;
     for direction in Direction::BOTH {
         let dump = message(RTM_GETTFILTER, NLM_F_DUMP, device, 0, parent(direction), 0);
-        netlink.exchange(dump, |kind| found |= kind == RTM_NEWTFILTER)?;
+        netlink.exchange(dump, |kind, _| found |= kind == RTM_NEWTFILTER)?;
     }
     Ok(found)
 }

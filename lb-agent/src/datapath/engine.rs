@@ -11,6 +11,8 @@ use super::local::Local;
 use super::opt_out::OptedOut;
 use super::options::Options;
 use super::probe;
+use super::sockets::Closer;
+use super::sys;
 use super::tables::{Grace, Tables, WriteError};
 use super::verify;
 use super::view::Fill;
@@ -104,6 +106,7 @@ impl Datapath {
         config.flow_mask = tables.flow_buckets().saturating_sub(1);
         (config.snat_port_first, config.snat_port_last) = snat_ports;
         (config.node_port_first, config.node_port_last) = options.node_port_range;
+        config.set_packet_path_udp_ports(&options.packet_path_udp_ports);
         config.host_namespace = local.cookie();
         let mut datapath = Self {
             options: options.clone(),
@@ -243,6 +246,14 @@ impl Datapath {
     pub(crate) fn has_open_sockets(&self, id: BackendId) -> io::Result<bool> {
         let counters = self.tables.backend_sockets(id)?;
         Ok(counters.socket_opened > counters.socket_closed)
+    }
+
+    /// What closes the sockets of removed endpoints.
+    pub(crate) fn closer(&self) -> io::Result<Closer> {
+        Ok(Closer {
+            peers: sys::object_get(&self.directory.map(name::PEERS))?,
+            namespaces: self.options.pod_namespaces.clone(),
+        })
     }
 
     /// Asks the loaded programs a question with a known answer, and looks whether they are still

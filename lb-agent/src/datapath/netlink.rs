@@ -1,5 +1,5 @@
-//! Requests to rtnetlink that our libraries have no words for. Plain and synchronous: one request,
-//! one acknowledgement.
+//! Requests to netlink that our libraries have no words for. Plain and synchronous: one request at a
+//! time, and its answers until the last.
 
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, connect, recv, send,
@@ -63,13 +63,22 @@ impl Message {
 pub(super) struct Socket(OwnedFd);
 
 impl Socket {
-    /// Opens one, of the network namespace this thread is in.
+    /// Opens one with rtnetlink, of the network namespace this thread is in.
     pub(super) fn open() -> io::Result<Self> {
+        Self::with(SockProtocol::NetlinkRoute)
+    }
+
+    /// Opens one about sockets, likewise.
+    pub(super) fn about_sockets() -> io::Result<Self> {
+        Self::with(SockProtocol::NetlinkSockDiag)
+    }
+
+    fn with(protocol: SockProtocol) -> io::Result<Self> {
         let fd = socket(
             AddressFamily::Netlink,
             SockType::Raw,
             SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkRoute,
+            protocol,
         )?;
         connect(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
         Ok(Self(fd))
@@ -77,11 +86,15 @@ impl Socket {
 
     /// Sends a request and waits for its acknowledgement.
     pub(super) fn request(&self, message: Message) -> io::Result<()> {
-        self.exchange(message, |_| {})
+        self.exchange(message, |_, _| {})
     }
 
-    /// Sends a request and hands the type of every answer to `each` until the last.
-    pub(super) fn exchange(&self, message: Message, mut each: impl FnMut(u16)) -> io::Result<()> {
+    /// Sends a request and hands the type and the payload of every answer to `each` until the last.
+    pub(super) fn exchange(
+        &self,
+        message: Message,
+        mut each: impl FnMut(u16, &[u8]),
+    ) -> io::Result<()> {
         send(self.0.as_raw_fd(), &message.finish(), MsgFlags::empty())?;
         let mut buffer = vec![0; 32 * 1024];
         loop {
@@ -90,16 +103,16 @@ impl Socket {
             while let Some((kind, payload, after)) = next_message(rest) {
                 rest = after;
                 match kind {
-                    NLMSG_DONE => return Ok(()),
-                    NLMSG_ERROR => {
+                    // Both begin with a code; a listing that broke off tells so at its end.
+                    NLMSG_DONE | NLMSG_ERROR => {
                         let code = payload.first_chunk().map_or(0, |c| i32::from_ne_bytes(*c));
-                        return if code == 0 {
-                            Ok(())
-                        } else {
+                        return if code < 0 {
                             Err(io::Error::from_raw_os_error(-code))
+                        } else {
+                            Ok(())
                         };
                     }
-                    other => each(other),
+                    other => each(other, payload),
                 }
             }
         }

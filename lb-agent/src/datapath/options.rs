@@ -84,6 +84,11 @@ pub struct Options {
     pub snat_ports: Option<(u16, u16)>,
     /// Sizes of the tables.
     pub capacity: Capacity,
+    /// Ports of UDP frontends that pods' connected sockets reach by the packet path.
+    pub packet_path_udp_ports: Vec<u16>,
+    /// Where the container runtime keeps the pods' network namespaces, if UDP sockets of removed
+    /// endpoints are to be closed there, too.
+    pub pod_namespaces: Option<PathBuf>,
     /// How long to wait for another agent to leave the directory before giving up.
     pub takeover_wait: Duration,
 }
@@ -102,6 +107,8 @@ impl Default for Options {
             node_port_range: (30000, 32767),
             snat_ports: None,
             capacity: Capacity::default(),
+            packet_path_udp_ports: Vec::new(),
+            pod_namespaces: None,
             takeover_wait: Duration::ZERO,
         }
     }

@@ -55,7 +55,10 @@ impl Planner {
             })
             .collect();
         self.bits = bits;
-        Plan { ops, fence: None }
+        Plan {
+            ops,
+            ..Plan::default()
+        }
     }
 
     /// The bits of a live flow: its request, at whatever frontend, and its reply.

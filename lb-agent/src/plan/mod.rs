@@ -22,6 +22,7 @@ mod op;
 mod range;
 mod record;
 mod service;
+pub mod sockets;
 #[cfg(test)]
 mod tests;
 
@@ -31,7 +32,7 @@ pub use op::{Op, Plan, Refused, Resource};
 use crate::model::desired::{Desired, DesiredService, ServicePortName};
 use extents::Extents;
 use ids::Ids;
-use lb_common::addr::{Addr, BackendId, Port, Protocol, ServiceId};
+use lb_common::addr::{Addr, BackendId, Endpoint, Port, Protocol, ServiceId};
 use lb_common::hash::HashKeys;
 use lb_common::table::{AddressBits, Backend, Frontend, FrontendKey, SourceRange, Window};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -273,7 +274,7 @@ impl Planner {
         }
         Plan {
             ops: steps.in_order(),
-            fence: None,
+            ..Plan::default()
         }
     }
 
@@ -295,7 +296,10 @@ impl Planner {
                 }
             }
         }
-        Plan { ops, fence: None }
+        Plan {
+            ops,
+            ..Plan::default()
+        }
     }
 
     /// Frees the gone backends that nothing uses any more. `graced` is the fence that was over
@@ -315,12 +319,25 @@ impl Planner {
                 self.end_if_done(gone.service);
             }
         }
-        Plan { ops, fence: None }
+        Plan {
+            ops,
+            ..Plan::default()
+        }
     }
 
     /// The gone backends that wait for flows or sockets to end.
     pub fn gone(&self) -> impl Iterator<Item = BackendId> {
         self.gone.keys().copied()
+    }
+
+    /// Where a UDP backend was that is gone and waits for its sockets to end; `None` if it is not
+    /// gone, or no longer.
+    pub fn gone_datagrams(&self, id: BackendId) -> Option<Endpoint> {
+        let gone = self.gone.get(&id)?;
+        (gone.protocol == Protocol::UDP).then_some(Endpoint {
+            addr: gone.addr,
+            port: gone.port,
+        })
     }
 
     /// The last fence whose grace period is over.
@@ -394,6 +411,7 @@ impl Planner {
             || !steps.any_ports_removed.is_empty()
             || !steps.faded.is_empty();
         Plan {
+            left: std::mem::take(&mut steps.left),
             ops: steps.in_order(),
             fence: waiting.then_some(self.fence),
         }

@@ -71,6 +71,9 @@ pub struct Plan {
     /// Once the writes are done, a grace period is to be waited for and reported by
     /// [`super::Planner::graced`].
     pub fence: Option<Fence>,
+    /// UDP backends that no service port has any more with this plan: sockets that are connected
+    /// to them wait for answers in vain.
+    pub left: Vec<BackendId>,
 }
 
 /// What has run out.
@@ -165,6 +168,8 @@ pub(super) struct Steps {
     pub(super) removed: Vec<Op>,
     pub(super) ranges_removed: Vec<Op>,
     pub(super) faded: Vec<Op>,
+    /// UDP backends that leave.
+    pub(super) left: Vec<BackendId>,
 }
 
 impl Steps {

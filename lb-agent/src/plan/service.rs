@@ -289,6 +289,9 @@ impl Planner {
         backend.member = 0;
         backend.state = BackendState::Gone as u8;
         steps.faded.push(Op::Backend(member.id, backend));
+        if service.protocol == Protocol::UDP {
+            steps.left.push(member.id);
+        }
         self.add_gone(
             member.id,
             Gone {

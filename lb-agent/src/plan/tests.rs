@@ -635,3 +635,54 @@ fn equal_sets_share_one_window() {
     let record = &memory.services[id_of(&memory, "a").0 as usize];
     assert_eq!(record.cluster, record.local);
 }
+
+/// Addresses of the UDP backends that a plan says have left.
+fn left(planner: &Planner, plan: &Plan) -> Vec<Addr> {
+    let ends = plan.left.iter().map(|id| planner.gone_datagrams(*id));
+    ends.map(|end| end.expect("what left is gone").addr)
+        .collect()
+}
+
+#[test]
+fn udp_backends_that_leave_are_named_and_no_others() {
+    let of = |protocol, services: &[(&str, DesiredService)]| -> Desired {
+        let named = |(text, service): &(&str, DesiredService)| {
+            let protocol = ServicePortName {
+                protocol,
+                ..name(text)
+            };
+            (protocol, service.clone())
+        };
+        services.iter().map(named).collect()
+    };
+    let both = [("a", service(&[1], &[1, 2])), ("b", service(&[2], &[1, 2]))];
+    let mut terminating = both.clone();
+    let none = DesiredEndpoint {
+        cluster: false,
+        draining: true,
+        ..READY
+    };
+    terminating[0].1.endpoints.insert(endpoint(1), none);
+    let from_one = [both[1].clone(), ("a", service(&[1], &[2]))];
+
+    let mut planner = Planner::new(LIMITS, keys());
+    assert!(planner.sync(&of(Protocol::UDP, &both)).left.is_empty());
+    let plan = planner.sync(&of(Protocol::UDP, &terminating));
+    assert!(plan.left.is_empty(), "terminating is not gone");
+    let plan = planner.sync(&of(Protocol::UDP, &from_one));
+    assert_eq!(left(&planner, &plan), [Addr::from(endpoint(1).ip())]);
+    let gone = plan.left[0];
+    // It comes back under the same id, and is gone no longer.
+    assert!(planner.sync(&of(Protocol::UDP, &both)).left.is_empty());
+    assert_eq!(planner.gone_datagrams(gone), None);
+    // A service that is deleted.
+    let plan = planner.sync(&of(Protocol::UDP, &both[1..]));
+    let all = [1, 2].map(|number| Addr::from(endpoint(number).ip()));
+    assert_eq!(left(&planner, &plan), all);
+
+    let mut planner = Planner::new(LIMITS, keys());
+    planner.sync(&of(Protocol::TCP, &both));
+    let plan = planner.sync(&of(Protocol::TCP, &from_one));
+    assert!(plan.left.is_empty(), "TCP is left alone");
+    assert_eq!(planner.gone_datagrams(gone), None);
+}

@@ -144,6 +144,9 @@ metrics! {
     MENDED = "lb_hooks_reattached" Counter &[],
         "Times a hook of ours was found detached and was attached again.",
         "Looked for every five seconds; in between its traffic went by it.";
+    SOCKETS_CLOSED = "lb_sockets_closed" Counter &["where", "outcome"],
+        "UDP sockets that were connected to an endpoint that was removed, by what became of them.",
+        "where=\"host\" or \"pod\": the network namespace. outcome=\"closed\": the program's receive fails with ECONNABORTED, its send with EDESTADDRREQ; \"ended\": closed or connected anew by its program meanwhile; \"unsupported\": the kernel has no CONFIG_INET_DIAG_DESTROY; \"failed\": see the log. where=\"pod\" is absent without `--close-pod-sockets`.";
     SERVICES = "lb_services" Gauge &[],
         "Service ports served, each family by itself.",
         "";

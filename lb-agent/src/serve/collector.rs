@@ -347,6 +347,7 @@ fn write_snapshot(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> f
     ] {
         write(encoder, metric, [Sample::plain(Value::Count(value))])?;
     }
+    write_closed(encoder, snapshot)?;
     let mut refusals: BTreeMap<&str, u64> = BTreeMap::new();
     for refusal in &snapshot.refusals {
         *refusals.entry(&refusal.reason).or_default() += 1;
@@ -358,6 +359,26 @@ fn write_snapshot(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> f
             .iter()
             .map(|(reason, count)| Sample::labelled([*reason], Value::Count(*count))),
     )
+}
+
+fn write_closed(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> fmt::Result {
+    let all = [
+        ("host", Some(snapshot.closed_host_sockets)),
+        ("pod", snapshot.closed_pod_sockets),
+    ];
+    let samples = all.into_iter().flat_map(|(place, closed)| {
+        let outcomes = closed.map(|closed| {
+            [
+                ("closed", closed.closed),
+                ("ended", closed.ended),
+                ("unsupported", closed.unsupported),
+                ("failed", closed.failed),
+            ]
+        });
+        let of = move |(outcome, count)| Sample::labelled([place, outcome], Value::Count(count));
+        outcomes.into_iter().flatten().map(of)
+    });
+    write(encoder, &catalog::SOCKETS_CLOSED, samples)
 }
 
 fn write_process(encoder: &mut DescriptorEncoder<'_>, facts: &ProcessFacts) -> fmt::Result {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::app::{Refusal, Snapshot, Updates};
-use crate::datapath::{Fill, ReadError};
+use crate::datapath::{Closed, Fill, ReadError};
 use crate::serve::catalog::{ALL, Metric};
 use crate::serve::testing::{empty_service, web_service};
 use crate::source::kube::requests::Requests;
@@ -63,6 +63,10 @@ fn snapshot() -> Snapshot {
             message: "a sentence".to_owned(),
         }],
         probe: Some(Ok(())),
+        closed_pod_sockets: Some(Closed {
+            closed: 3,
+            ..Closed::default()
+        }),
         ..Snapshot::default()
     };
     for work in &mut snapshot.work {
