@@ -214,8 +214,10 @@ fn remember_asker<T: SocketTables, S: Socket>(tables: &T, socket: &S, source: &E
         protocol: Protocol::UDP,
         source: Addr::UNSPECIFIED,
     };
+    // The compiler must not ask for the kind before it is known that there is a frontend: what lies
+    // in its place then may be a pointer, which the verifier lets nobody calculate with.
     if let Some(Asked::Frontend(_, frontend, _)) = find(tables, socket, &request)
-        && frontend.kind == FrontendKind::NodePort as u8
+        && core::hint::black_box(frontend.kind) == FrontendKind::NodePort as u8
     {
         // Where the store is full the answer goes to the service: as without this record.
         let _ = socket.enter(source, Conversation::OTHER_ASKED);
