@@ -15,9 +15,9 @@ use lb_common::addr::{Addr, BackendId, Port, Protocol, ServiceId};
 use lb_common::feature::{self, Feature};
 use lb_common::flow::WORDS;
 use lb_common::table::{
-    AddressBits, Affinity, AffinityKey, Backend, BackendCounters, Config, Frontend, FrontendKey,
-    LocalAddress, NamespaceAddresses, Service, ServiceCounters, Slot, SourceOf, SourceRange,
-    UnconnectedSocket, name,
+    AddressBits, Affinity, AffinityKey, Backend, BackendCounters, Bit, Config, Frontend,
+    FrontendKey, LocalAddress, NamespaceAddresses, Service, ServiceCounters, Slot, SourceOf,
+    SourceRange, UnconnectedSocket, name,
 };
 use lb_common::verdict::Reason;
 use std::fs::File;
@@ -230,12 +230,7 @@ impl KernelObject {
         let frontend = frontend.sealed(&keys, &key);
         self.hash::<FrontendKey, Frontend>(name::FRONTENDS)?
             .insert(Raw(key), Raw(frontend), 0)?;
-        self.set_bit(AddressBits::frontend_bit(
-            &keys,
-            &key.addr,
-            key.port,
-            key.protocol,
-        ))
+        self.set_bits(AddressBits::of_frontend(&keys, &key))
     }
 
     /// Lets these sources use a service's guarded frontends.
@@ -310,7 +305,7 @@ impl KernelObject {
     pub fn backend(&mut self, id: BackendId, backend: Backend) -> Result<()> {
         self.put(name::BACKENDS, id.0, backend)?;
         let keys = self.read_config()?.hash_keys;
-        self.set_bit(AddressBits::backend_bit(
+        self.set_bits(AddressBits::of_backend(
             &keys,
             &backend.addr,
             backend.port,
@@ -318,10 +313,14 @@ impl KernelObject {
         ))
     }
 
-    fn set_bit(&mut self, (word, mask): (usize, u64)) -> Result<()> {
+    fn set_bits(&mut self, bits: [Bit; 2]) -> Result<()> {
         let map = self.ebpf.map(name::ADDRESS_BITS);
         let map = map.ok_or_else(|| anyhow!("no map {}", name::ADDRESS_BITS))?;
-        with_bits(map, |bits| bits[word] |= mask)
+        with_bits(map, |words| {
+            for (word, mask) in bits {
+                words[word] |= mask;
+            }
+        })
     }
 
     /// Declares an address of this node.

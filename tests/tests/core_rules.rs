@@ -79,8 +79,8 @@ impl Kernel {
             tables.add_backend(service, &end(backend), Protocol::TCP, *local);
             // One backend for both protocols.
             let (keys, end) = (tables.config.hash_keys, end(backend));
-            let bit = AddressBits::backend_bit(&keys, &end.addr, end.port, Protocol::UDP);
-            tables.bits.words[bit.0] |= bit.1;
+            let bits = AddressBits::of_backend(&keys, &end.addr, end.port, Protocol::UDP);
+            tables.bits.add(bits);
         }
         tables.add_node_address(NODE.parse::<SocketAddr>()?.ip());
         tables.config.flags |= ConfigFlags::DETECT_PODS_V4;

@@ -1,6 +1,7 @@
 //! Options of `lb-agent run` that no other test uses: each does what the reference says of it.
 
 use anyhow::{Context, Result, ensure};
+use lb_common::table::LAYOUT_VERSION;
 use lb_lab::agent::http_get;
 use lb_lab::client::PATIENCE;
 use lb_lab::{Agent, AgentOptions, PodNetwork};
@@ -105,7 +106,10 @@ fn a_configuration_file_that_makes_no_sense_ends_the_start_before_anything_is_to
         let (status, log) = agent.wait()?;
         let log = &log[before.min(log.len())..];
         ensure!(!status.success() && log.contains(word), "{text:?}: {log}");
-        ensure!(!bpffs.join("v1").exists(), "{text:?}: tables were made");
+        ensure!(
+            !bpffs.join(format!("v{LAYOUT_VERSION}")).exists(),
+            "{text:?}: tables were made"
+        );
     }
     Ok(())
 }

@@ -62,8 +62,9 @@ impl Drop for Piece {
     }
 }
 
-/// Bytes of a piece: a multiple of the page size of every architecture we know.
-const PIECE: usize = 256 * 1024;
+/// Bytes of a piece: a multiple of the page size of every architecture we know, and no less than the
+/// largest value.
+const PIECE: usize = 512 * 1024;
 
 /// A mmapable array of values of `W` words each, mapped piece by piece as it is touched.
 #[derive(Debug)]
@@ -79,8 +80,10 @@ impl<const W: usize> Words<W> {
 
     /// The array of `entries` values behind `fd`.
     pub(super) fn new(fd: OwnedFd, entries: u32, writable: bool) -> Self {
-        const { assert!(W.is_power_of_two() || W > PIECE / 8) }
-        let pieces = (entries as usize).div_ceil(Self::PER_PIECE.max(1));
+        // Values do not straddle pieces; one whose size is no power of two is alone in its array.
+        const { assert!(W.is_power_of_two() || Self::PER_PIECE == 1) }
+        debug_assert!(W.is_power_of_two() || entries == 1, "values would straddle");
+        let pieces = (entries as usize).div_ceil(Self::PER_PIECE);
         Self {
             fd,
             writable,

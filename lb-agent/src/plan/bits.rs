@@ -2,9 +2,9 @@
 
 use super::op::{Op, Plan, Steps};
 use super::{Fence, Member, Planner};
-use lb_common::addr::{Addr, Endpoint, Protocol};
+use lb_common::addr::{Endpoint, Protocol};
 use lb_common::hash::HashKeys;
-use lb_common::table::{AddressBits, FrontendKey};
+use lb_common::table::{AddressBits, Bit, FrontendKey};
 
 impl Planner {
     /// True if a rebuild might clear bits.
@@ -16,21 +16,18 @@ impl Planner {
     /// that was over when the look at the flows began; `live` holds the bits of the flows seen.
     pub fn rebuild_bits(&mut self, graced: Fence, live: &AddressBits) -> Plan {
         let mut bits = Box::new(*live);
-        let mut set = |(index, mask): (usize, u64)| bits.words[index] |= mask;
+        let keys = &self.keys;
         self.fading_bits.retain(|(since, _)| *since > graced);
-        for (_, position) in &self.fading_bits {
-            set(*position);
-        }
+        bits.add(self.fading_bits.iter().map(|(_, bit)| *bit));
         for key in self.frontends.keys() {
-            set(frontend_position(&self.keys, key));
+            bits.add(AddressBits::of_frontend(keys, key));
         }
         for (member, protocol) in self
             .services
             .values()
             .flat_map(|served| served.members.iter().map(|m| (m, served.protocol)))
         {
-            let keys = &self.keys;
-            set(AddressBits::backend_bit(
+            bits.add(AddressBits::of_backend(
                 keys,
                 &member.addr,
                 member.port,
@@ -38,8 +35,8 @@ impl Planner {
             ));
         }
         for gone in self.gone.values() {
-            set(AddressBits::backend_bit(
-                &self.keys,
+            bits.add(AddressBits::of_backend(
+                keys,
                 &gone.addr,
                 gone.port,
                 gone.protocol,
@@ -69,38 +66,27 @@ impl Planner {
         backend: Option<&Endpoint>,
         protocol: Protocol,
     ) {
-        let mut set = |(index, mask): (usize, u64)| bits.words[index] |= mask;
-        set(AddressBits::frontend_bit(
-            keys,
-            &frontend.addr,
-            frontend.port,
-            protocol,
-        ));
-        // The frontend may have been a node port, which is asked for under the wildcard.
-        set(AddressBits::frontend_bit(
-            keys,
-            &Addr::UNSPECIFIED,
-            frontend.port,
-            protocol,
-        ));
-        if let Some(backend) = backend {
-            set(AddressBits::backend_bit(
-                keys,
-                &backend.addr,
-                backend.port,
-                protocol,
-            ));
+        let Endpoint { addr, port } = frontend;
+        for key in [
+            FrontendKey::exact(*addr, *port, protocol),
+            // It may have been a node port.
+            FrontendKey::node_port(addr, *port, protocol),
+        ] {
+            bits.add(AddressBits::of_frontend(keys, &key));
+        }
+        if let Some(Endpoint { addr, port }) = backend {
+            bits.add(AddressBits::of_backend(keys, addr, *port, protocol));
         }
     }
 
     pub(super) fn set_frontend_bit(&mut self, key: &FrontendKey, steps: &mut Steps) {
-        let position = frontend_position(&self.keys, key);
-        self.set_bit(position, steps);
+        self.set_bits(AddressBits::of_frontend(&self.keys, key), steps);
     }
 
     pub(super) fn fade_frontend_bit(&mut self, key: &FrontendKey) {
-        let position = frontend_position(&self.keys, key);
-        self.fading_bits.push((self.fence, position));
+        let bits = AddressBits::of_frontend(&self.keys, key);
+        self.fading_bits
+            .extend(bits.into_iter().map(|bit| (self.fence, bit)));
         self.bits_stale = true;
     }
 
@@ -110,23 +96,20 @@ impl Planner {
         protocol: Protocol,
         steps: &mut Steps,
     ) {
-        let position = AddressBits::backend_bit(&self.keys, &member.addr, member.port, protocol);
-        self.set_bit(position, steps);
+        let bits = AddressBits::of_backend(&self.keys, &member.addr, member.port, protocol);
+        self.set_bits(bits, steps);
     }
 
-    fn set_bit(&mut self, (index, mask): (usize, u64), steps: &mut Steps) {
-        let word = &mut self.bits.words[index];
-        if *word & mask == 0 {
-            *word |= mask;
-            steps.bits.push(Op::Bits {
-                index,
-                value: *word,
-            });
+    fn set_bits(&mut self, bits: [Bit; 2], steps: &mut Steps) {
+        for (index, mask) in bits {
+            let word = &mut self.bits.words[index];
+            if *word & mask == 0 {
+                *word |= mask;
+                steps.bits.push(Op::Bits {
+                    index,
+                    value: *word,
+                });
+            }
         }
     }
-}
-
-/// Where the hooks look for a frontend: a node port under the unspecified address.
-fn frontend_position(keys: &HashKeys, key: &FrontendKey) -> (usize, u64) {
-    AddressBits::frontend_bit(keys, &key.addr, key.port, key.protocol)
 }

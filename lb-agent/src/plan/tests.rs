@@ -148,9 +148,9 @@ impl Memory {
                 assert_ne!(backend.state, BackendState::Free as u8, "a free backend");
                 assert_eq!((backend.addr, backend.port), (slot.addr, slot.port));
                 assert_eq!(backend.service, id);
-                let (word, mask) =
-                    AddressBits::backend_bit(&keys(), &slot.addr, slot.port, backend.protocol);
-                assert_ne!(self.bits.words[word] & mask, 0, "replies would pass unseen");
+                let bits =
+                    AddressBits::of_backend(&keys(), &slot.addr, slot.port, backend.protocol);
+                assert!(self.bits.has_all(bits), "replies would pass unseen");
                 SocketAddr::new(slot.addr.into(), slot.port.number())
             })
             .collect())
@@ -159,9 +159,8 @@ impl Memory {
     /// What must hold at any moment, between any two writes.
     fn check(&self) {
         for (key, frontend) in &self.frontends {
-            let (word, mask) =
-                AddressBits::frontend_bit(&keys(), &key.addr, key.port, key.protocol);
-            assert_ne!(self.bits.words[word] & mask, 0, "the filter hides it");
+            let bits = AddressBits::of_frontend(&keys(), key);
+            assert!(self.bits.has_all(bits), "the filter hides it");
             if key.is_any_port() {
                 assert_eq!(*frontend, Frontend::ANY_PORT.sealed(&keys(), key));
                 let served = |(other, value): (&FrontendKey, &Frontend)| {

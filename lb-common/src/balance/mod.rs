@@ -7,7 +7,7 @@ mod random;
 #[cfg(test)]
 mod tests;
 
-use crate::addr::{Addr, BackendId, Endpoint, Port, Protocol, ServiceId, Tick};
+use crate::addr::{Addr, BackendId, Endpoint, Protocol, ServiceId, Tick};
 use crate::env::{Env, Tables};
 use crate::table::{
     Affinity, AffinityKey, Backend, Config, ConfigFlags, Filter, Frontend, FrontendKey, Membership,
@@ -142,7 +142,7 @@ pub fn find_frontend(
             return Some(frontend);
         }
     }
-    if filter.may_be_frontend(&Addr::UNSPECIFIED, to.port, protocol) {
+    if filter.may_be_node_port(to.port) {
         let local = tables.local_address(&to.addr)?;
         if local.flags & crate::table::LocalAddress::NODE_PORTS == 0 {
             return None;
@@ -183,7 +183,7 @@ pub enum Unserved {
 /// packet.
 #[inline(always)]
 pub fn may_be_unserved(filter: &Filter<'_>, config: &Config, to: &Addr) -> bool {
-    config.may_be_in_service_cidr(to) || filter.may_be_frontend(to, Port(0), Protocol(0))
+    config.may_be_in_service_cidr(to) || filter.may_refuse(to)
 }
 
 /// What becomes of what [`find_frontend`] has no frontend for. An address that the node itself has
@@ -191,7 +191,7 @@ pub fn may_be_unserved(filter: &Filter<'_>, config: &Config, to: &Addr) -> bool 
 #[inline(always)]
 pub fn unserved(tables: &impl Tables, config: &Config, to: &Addr) -> Option<Unserved> {
     let filter = tables.filter(config)?;
-    let answer = if filter.may_be_frontend(to, Port(0), Protocol(0))
+    let answer = if filter.may_refuse(to)
         && look_up(tables, config, &FrontendKey::any_port(*to)).is_some()
     {
         Unserved::Port

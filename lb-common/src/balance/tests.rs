@@ -105,8 +105,7 @@ impl World {
 
     fn add_frontend(&mut self, key: FrontendKey, kind: FrontendKind) {
         let keys = self.tables.config.hash_keys;
-        let (word, mask) = AddressBits::frontend_bit(&keys, &key.addr, key.port, key.protocol);
-        self.tables.bits.words[word] |= mask;
+        self.tables.bits.add(AddressBits::of_frontend(&keys, &key));
         self.tables
             .frontends
             .insert(key, Frontend::new(SERVICE, kind).sealed(&keys, &key));

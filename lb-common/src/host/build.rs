@@ -86,8 +86,9 @@ impl HostTables {
             flags,
             reserved: [0; 6],
         });
-        let bit = AddressBits::backend_bit(&self.config.hash_keys, &end.addr, end.port, protocol);
-        self.bits.words[bit.0] |= bit.1;
+        let keys = &self.config.hash_keys;
+        self.bits
+            .add(AddressBits::of_backend(keys, &end.addr, end.port, protocol));
         self.publish(service);
         id
     }
@@ -112,8 +113,7 @@ impl HostTables {
         let key = FrontendKey::exact(end.addr, end.port, protocol);
         let frontend = Frontend::new(service, kind).sealed(&self.config.hash_keys, &key);
         self.frontends.insert(key, frontend);
-        let bit = AddressBits::frontend_bit(&self.config.hash_keys, &end.addr, end.port, protocol);
-        self.bits.words[bit.0] |= bit.1;
+        self.add_frontend_bits(&key);
     }
 
     /// Adds a frontend of a load balancer that only these sources may use.
@@ -141,9 +141,7 @@ impl HostTables {
         let key = FrontendKey::any_port(addr);
         let frontend = Frontend::ANY_PORT.sealed(&self.config.hash_keys, &key);
         self.frontends.insert(key, frontend);
-        let bit =
-            AddressBits::frontend_bit(&self.config.hash_keys, &key.addr, key.port, key.protocol);
-        self.bits.words[bit.0] |= bit.1;
+        self.add_frontend_bits(&key);
     }
 
     /// Adds a node port, for the family of `of`.
@@ -152,9 +150,12 @@ impl HostTables {
         let frontend = Frontend::new(service, FrontendKind::NodePort);
         let frontend = frontend.sealed(&self.config.hash_keys, &key);
         self.frontends.insert(key, frontend);
-        let bit =
-            AddressBits::frontend_bit(&self.config.hash_keys, &Addr::UNSPECIFIED, port, protocol);
-        self.bits.words[bit.0] |= bit.1;
+        self.add_frontend_bits(&key);
+    }
+
+    fn add_frontend_bits(&mut self, key: &FrontendKey) {
+        self.bits
+            .add(AddressBits::of_frontend(&self.config.hash_keys, key));
     }
 
     /// Makes `ip` an address of the node, good for node ports and for SNAT on every device.

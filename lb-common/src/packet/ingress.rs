@@ -6,7 +6,7 @@ use super::{
     Failed, Headers, Next, Packet, Part, Stage, World, fragment, icmp, nat, node, open, reject,
     snat,
 };
-use crate::addr::{Addr, Endpoint, Protocol, ServiceId, Tick};
+use crate::addr::{Endpoint, Protocol, ServiceId, Tick};
 use crate::balance::may_be_unserved;
 use crate::env::{Env, PacketTables, Tables};
 use crate::flow::{Flow, FlowState, Flows};
@@ -136,9 +136,10 @@ fn segment<P: Packet, W: World>(
     }
     let to = &headers.destination.addr;
     let may_be_request = filter.is_none_or(|filter| {
-        filter.may_be_frontend(to, port, protocol)
-            || filter.may_be_frontend(&Addr::UNSPECIFIED, port, protocol)
-            || may_be_unserved(&filter, config, to)
+        filter.may_be_node_port(port)
+            || filter.may_be_frontend(to, port, protocol)
+            // What an address refuses are first packets.
+            || headers.may_begin() && may_be_unserved(&filter, config, to)
     });
     if may_be_request {
         return request(packet, world, config, headers);

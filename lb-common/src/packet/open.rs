@@ -49,8 +49,7 @@ pub(super) fn choose<P: Packet, W: World>(
 /// First packets to the addresses of services that are nobody's frontends.
 #[inline(always)]
 fn without_frontend(tables: &impl Tables, config: &Config, headers: &Headers) -> Next {
-    let begins = headers.protocol.0 == Protocol::UDP.0 || TcpFlags::opens(headers.flags);
-    if !begins || matches!(headers.part, Part::Later) {
+    if !headers.may_begin() || matches!(headers.part, Part::Later) {
         return Next::Continue;
     }
     match unserved(tables, config, &headers.destination.addr) {

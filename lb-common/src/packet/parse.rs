@@ -6,7 +6,7 @@
 
 use super::{Packet, is_ordinary, is_translated};
 use crate::addr::{Addr, Endpoint, Port, Protocol};
-use crate::wire::{Ipv4, Ipv6, Ipv6Fragment, Ports, Sctp, Tcp, next_header};
+use crate::wire::{Ipv4, Ipv6, Ipv6Fragment, Ports, Sctp, Tcp, TcpFlags, next_header};
 
 /// What the link layer says the packet is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -67,6 +67,12 @@ impl Headers {
         ipv4_word: 0,
         identification: 0,
     };
+
+    /// False for what is certainly not the first packet of a conversation.
+    #[inline(always)]
+    pub(super) const fn may_begin(&self) -> bool {
+        self.protocol.0 == Protocol::UDP.0 || TcpFlags::opens(self.flags)
+    }
 }
 
 /// What the quick look found.

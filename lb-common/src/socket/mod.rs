@@ -155,11 +155,7 @@ fn find<'t, T: SocketTables>(
         // In a namespace that is not the host's, 127.0.0.1 is somebody else.
         if !config.has(ConfigFlags::LOCALHOST_NODE_PORTS)
             || !to.addr.is_v4()
-            || !tables.filter(config)?.may_be_frontend(
-                &Addr::UNSPECIFIED,
-                to.port,
-                request.protocol,
-            )
+            || !tables.filter(config)?.may_be_node_port(to.port)
             || !client::is_host(config, socket)
         {
             return None;

@@ -1,6 +1,6 @@
-//! Node-wide facts: switches, the address filter, this node's own addresses.
+//! Node-wide facts: switches, this node's own addresses.
 
-use crate::addr::{Addr, Port, Prefix, Protocol};
+use crate::addr::{Addr, Port, Prefix};
 use crate::hash::HashKeys;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -192,87 +192,6 @@ impl Config {
         } else {
             self.has(ConfigFlags::DETECT_PODS_V6) && self.pods_v6.contains(addr)
         }
-    }
-}
-
-/// Number of bits in either half of [`AddressBits`]: with 10,000 services of ten endpoints each, one
-/// foreign address in fifty is taken for a frontend, and one in ten for a backend.
-const HALF: u32 = 1 << 20;
-
-/// The filter asked before any table: one hashed bit for each {address, port, protocol} that is a
-/// frontend, in the lower half, and one for each that is a backend, in the upper. A clear bit proves "not ours"; a set bit proves
-/// nothing. Adding sets bits at once; they are cleared only by a rebuild that takes the live flows
-/// into account (flows outlive the frontend and the backend they began with).
-#[derive(Clone, Copy, Debug, Eq, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct AddressBits {
-    /// Bit `i` is bit `i % 64` of word `i / 64`.
-    pub words: [u64; (2 * HALF / 64) as usize],
-}
-
-impl AddressBits {
-    /// No address is served.
-    #[expect(
-        clippy::large_stack_arrays,
-        reason = "a constant; the agent's copies live on the heap"
-    )]
-    pub const EMPTY: Self = Self {
-        words: [0; (2 * HALF / 64) as usize],
-    };
-
-    /// Where the bit of a frontend lies: word index and mask.
-    #[inline(always)]
-    pub fn frontend_bit(
-        keys: &HashKeys,
-        addr: &Addr,
-        port: Port,
-        protocol: Protocol,
-    ) -> (usize, u64) {
-        Self::position((keys.hash(addr, port, protocol) >> 32) as u32 & (HALF - 1))
-    }
-
-    /// Where the bit of a backend lies.
-    #[inline(always)]
-    pub fn backend_bit(
-        keys: &HashKeys,
-        addr: &Addr,
-        port: Port,
-        protocol: Protocol,
-    ) -> (usize, u64) {
-        Self::position(HALF | ((keys.hash(addr, port, protocol) >> 32) as u32 & (HALF - 1)))
-    }
-
-    #[inline(always)]
-    const fn position(bit: u32) -> (usize, u64) {
-        ((bit / 64) as usize, 1 << (bit % 64))
-    }
-
-    #[inline(always)]
-    fn has(&self, (word, mask): (usize, u64)) -> bool {
-        self.words.get(word).is_some_and(|word| word & mask != 0)
-    }
-}
-
-/// [`AddressBits`] with the keys they were made with.
-#[derive(Clone, Copy, Debug)]
-pub struct Filter<'a> {
-    pub(crate) bits: &'a AddressBits,
-    pub(crate) keys: &'a HashKeys,
-}
-
-impl Filter<'_> {
-    /// True if it is not excluded that {address, port, protocol} is a frontend.
-    #[inline(always)]
-    pub fn may_be_frontend(&self, addr: &Addr, port: Port, protocol: Protocol) -> bool {
-        self.bits
-            .has(AddressBits::frontend_bit(self.keys, addr, port, protocol))
-    }
-
-    /// True if it is not excluded that {address, port, protocol} is a backend.
-    #[inline(always)]
-    pub fn may_be_backend(&self, addr: &Addr, port: Port, protocol: Protocol) -> bool {
-        self.bits
-            .has(AddressBits::backend_bit(self.keys, addr, port, protocol))
     }
 }
 

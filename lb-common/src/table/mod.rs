@@ -32,6 +32,7 @@
 
 mod config;
 mod count;
+mod filter;
 mod name_record;
 mod range;
 mod service;
@@ -39,10 +40,11 @@ mod socket;
 mod transit;
 
 pub use config::{
-    AddressBits, Config, ConfigFlags, Filter, LocalAddress, PACKET_PATH_UDP_PORTS, SERVICE_CIDRS,
-    SnatAddresses, SocketMode,
+    Config, ConfigFlags, LocalAddress, PACKET_PATH_UDP_PORTS, SERVICE_CIDRS, SnatAddresses,
+    SocketMode,
 };
 pub use count::{BackendCounters, ServiceCounters};
+pub use filter::{AddressBits, Bit, Filter};
 pub use name_record::{NAME_TEXT, ServiceName};
 pub use range::{SourceOf, SourceRange};
 pub use service::{
@@ -56,7 +58,7 @@ pub use transit::{Affinity, AffinityKey, FragmentKey, FragmentPorts};
 
 /// Version of everything in this module; a part of the pin directory's name
 /// (`<bpffs>/v<LAYOUT_VERSION>/`), so tables of different layouts never meet.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// The kernel names of the maps (15 bytes at most).
 pub mod name {

@@ -137,9 +137,9 @@ pub(super) const ALL: &[Mutant] = &[
     ),
     mutant(
         "segments in mid flow to undefined ports",
-        "packet/open.rs",
-        "if !begins || matches!(headers.part, Part::Later) {",
-        "if !begins && matches!(headers.part, Part::Later) {",
+        "packet/parse.rs",
+        "self.protocol.0 == Protocol::UDP.0 || TcpFlags::opens(self.flags)",
+        "self.length != 0",
         (RULES, "only_what_opens"),
     ),
     mutant(
