@@ -82,7 +82,7 @@ pub(crate) fn objects() -> Result<()> {
             found
         };
         step::timed(flavour.title(), &mut compile(&chosen, flavour, "build")?)?;
-        check(flavour)?;
+        finish(flavour)?;
         toolchain = Some(chosen);
     }
     Ok(())
@@ -117,7 +117,7 @@ fn take(flavour: Flavour, prebuilt: &Path) -> Result<()> {
             flavour.variable()
         )
     })?;
-    check(flavour)
+    finish(flavour)
 }
 
 /// The cargo command for lb-ebpf with `verb`.
@@ -187,11 +187,14 @@ pub(crate) fn compile_in(
     Ok(cargo)
 }
 
-/// An object with a panic in it holds a branch the verifier may reach and nobody thought of.
-fn check(flavour: Flavour) -> Result<()> {
+/// Checks an object and leaves out its DWARF, which the linker needs to make BTF and the agent would carry in its
+/// memory. The compiler's own copy, below `deps`, keeps it.
+fn finish(flavour: Flavour) -> Result<()> {
     let path = flavour.object();
     let object = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let symbols = elf::symbols(&object).with_context(|| format!("in {}", path.display()))?;
+    let inside = || format!("in {}", path.display());
+    let symbols = elf::symbols(&object).with_context(inside)?;
+    // It would hold a branch the verifier may reach and nobody thought of.
     let panics: Vec<&String> = symbols
         .iter()
         .filter(|name| name.contains("panicking") || name.contains("panic_"))
@@ -202,7 +205,27 @@ fn check(flavour: Flavour) -> Result<()> {
             path.display()
         );
     }
+    let small = elf::without_debug(&object).with_context(inside)?;
+    if small != object {
+        replace(&path, &small)?;
+    }
     Ok(())
+}
+
+/// Replaces a file at once. It stays as old as it was: cargo puts the compiler's copy here again with every
+/// build, and what is made from this file would be made anew.
+fn replace(path: &Path, content: &[u8]) -> Result<()> {
+    let failed = || format!("cannot replace {}", path.display());
+    let age = fs::metadata(path).and_then(|old| old.modified());
+    let age = age.with_context(failed)?;
+    let fresh = path.with_extension("small");
+    fs::write(&fresh, content).with_context(failed)?;
+    fs::File::options()
+        .write(true)
+        .open(&fresh)
+        .and_then(|file| file.set_modified(age))
+        .with_context(failed)?;
+    fs::rename(&fresh, path).with_context(failed)
 }
 
 /// Builds for release and runs the benchmark.
