@@ -40,6 +40,8 @@ pub trait Tables {
     fn backend(&self, id: BackendId) -> Option<&Backend>;
     /// Whether and how an address is this node's own.
     fn local_address(&self, addr: &Addr) -> Option<LocalAddress>;
+    /// True if pods' packets come in by this device ([`ConfigFlags::PODS_BY_DEVICE`](crate::table::ConfigFlags::PODS_BY_DEVICE)).
+    fn is_pod_device(&self, ifindex: u32) -> bool;
     /// The remembered backend of a client.
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
     /// Remembers a client's backend. Failure is harmless: the next connection chooses again.

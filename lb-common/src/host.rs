@@ -17,7 +17,7 @@ use crate::table::{
 };
 use crate::verdict::Reason;
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// A clock set by hand and a seeded generator (`xorshift64*`).
 #[derive(Debug)]
@@ -71,6 +71,8 @@ pub struct HostTables {
     pub backends: Vec<Backend>,
     /// See [`LocalAddress`].
     pub local: HashMap<Addr, LocalAddress>,
+    /// The devices that pods' packets come in by.
+    pub pod_devices: HashSet<u32>,
     /// See [`Affinity`].
     pub affinity: RefCell<HashMap<AffinityKey, Affinity>>,
     /// See [`SnatAddresses`]; by ifindex.
@@ -101,6 +103,7 @@ impl HostTables {
             slots: Vec::default(),
             backends: Vec::default(),
             local: HashMap::default(),
+            pod_devices: HashSet::default(),
             affinity: RefCell::default(),
             snat: HashMap::default(),
             snat_pool: Vec::default(),
@@ -153,6 +156,10 @@ impl Tables for HostTables {
 
     fn local_address(&self, addr: &Addr) -> Option<LocalAddress> {
         self.local.get(addr).copied()
+    }
+
+    fn is_pod_device(&self, ifindex: u32) -> bool {
+        self.pod_devices.contains(&ifindex)
     }
 
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {

@@ -109,6 +109,12 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn is_pod_device(&self, ifindex: u32) -> bool {
+        // SAFETY: the value is not read.
+        unsafe { maps::POD_DEVICES.get(ifindex) }.is_some()
+    }
+
+    #[inline(always)]
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
         let value = maps::AFFINITY.get_ptr(key)?.cast::<u64>();
         // SAFETY: the value is eight aligned bytes; one volatile read never sees halves of two

@@ -45,6 +45,9 @@ pub static LOCAL: HashMap<Addr, LocalAddress, 1_024> = HashMap::new();
 #[btf_map(name = "lb_snat")]
 pub static SNAT: HashMap<u32, SnatAddresses, 4_096> = HashMap::new();
 
+#[btf_map(name = "lb_pod_devices")]
+pub static POD_DEVICES: HashMap<u32, u32, 4_096> = HashMap::new();
+
 #[btf_map(name = "lb_snat_pool")]
 pub static SNAT_POOL: Array<Addr, 256, MMAPABLE> = Array::new();
 

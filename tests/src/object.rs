@@ -116,6 +116,10 @@ impl Object {
         for (key, value) in &tables.local {
             local.insert(bytes(key), bytes(value), 0)?;
         }
+        let mut devices: HashMap<_, [u8; 4], u32> = self.hash(name::POD_DEVICES)?;
+        for device in &tables.pod_devices {
+            devices.insert(device.to_ne_bytes(), 1, 0)?;
+        }
         let mut snat: HashMap<_, [u8; 4], [u8; 8]> = self.hash(name::SNAT)?;
         for (key, value) in &tables.snat {
             snat.insert(bytes(key), bytes(value), 0)?;

@@ -375,6 +375,7 @@ fn start(options: &Options, device: u32) -> Result<(Datapath, Planner, Program)>
             name: UPLINK.to_owned(),
             ethernet: true,
             loopback: false,
+            master: None,
         }],
         addresses: Vec::new(),
     };

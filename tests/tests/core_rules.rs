@@ -196,6 +196,24 @@ fn a_cluster_ip_masquerades_all_but_pods() -> Result<()> {
 }
 
 #[test]
+fn pods_may_be_told_by_the_device_that_their_packets_come_in_by() -> Result<()> {
+    let mut k = Kernel::new(ServiceFlags::EXTERNAL_LOCAL)?;
+    k.tables.config.flags |= ConfigFlags::PODS_BY_DEVICE;
+    k.tables.config.pods_v4 = Prefix::new("0.0.0.0".parse()?, 0);
+    k.write()?;
+    assert_eq!(k.reached(POD, CLUSTER_IP)?, (both(), only(NODE)));
+    assert_eq!(k.reached(POD, EXTERNAL_IP)?.0, set([HERE.to_owned()]));
+    // The device that packets of a test run come in by.
+    k.tables.pod_devices.insert(1);
+    k.write()?;
+    for source in [POD, CLIENT] {
+        assert_eq!(k.reached(source, CLUSTER_IP)?, (both(), only(source)));
+        assert_eq!(k.reached(source, EXTERNAL_IP)?, (both(), only(source)));
+    }
+    Ok(())
+}
+
+#[test]
 fn external_policy_cluster_masquerades_everybody() -> Result<()> {
     let mut k = Kernel::new(0)?;
     for to in [EXTERNAL_IP, NODE_PORT] {

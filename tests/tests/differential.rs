@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use etherparse::PacketBuilder;
 use lb_common::addr::{Endpoint, Port, Prefix, Protocol, Tick};
 use lb_common::host::{HostTables, PacketWorld, craft};
-use lb_common::table::{FrontendKind, LocalAddress, ServiceFlags};
+use lb_common::table::{ConfigFlags, FrontendKind, LocalAddress, ServiceFlags};
 use lb_common::verdict::{Reason, Verdict};
 use lb_common::wire::Sctp;
 use lb_tests::object::Object;
@@ -283,6 +283,17 @@ impl Pair {
             compared: 0,
             outcomes: BTreeMap::new(),
         })
+    }
+
+    /// From the second quarter on, pods are told by the device of their packets: at first it is none
+    /// of theirs.
+    fn tell_pods_by_device(&mut self, part: u64) -> Result<()> {
+        let tables = &mut self.host.tables;
+        tables.config.flags |= ConfigFlags::PODS_BY_DEVICE;
+        if part > 1 {
+            tables.pod_devices.insert(DEVICE);
+        }
+        self.kernel.write(tables)
     }
 
     /// Treats the packet on both sides; what comes out, if it goes on.
@@ -583,7 +594,12 @@ fn host_and_kernel_treat_random_packets_alike() -> Result<()> {
     lb_lab::require_root();
     let mut pair = Pair::new()?;
     let mut random = Random(0x2545_f491_4f6c_dd1d);
+    let mut parts = 0;
     while pair.compared < PACKETS {
+        if pair.compared > (parts + 1) * PACKETS / 4 {
+            parts += 1;
+            pair.tell_pods_by_device(parts)?;
+        }
         if random.one_in(20) {
             let packet = noise(&mut random);
             let program = *random.pick(&["tc_ingress", "tc_egress"]);

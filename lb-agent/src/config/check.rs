@@ -1,6 +1,6 @@
 //! The rules that settings must obey, each with the sentence a person gets.
 
-use super::kube_proxy::{DetectLocal, KubeProxy};
+use super::kube_proxy::KubeProxy;
 use super::{ClusterSettings, Invalid, ManifestSettings, Marks, Settings, SourceSettings};
 use crate::cli::args::RunArgs;
 use crate::cli::presence::escaped;
@@ -56,13 +56,6 @@ pub(super) fn check(args: RunArgs, kube_proxy: &KubeProxy) -> Result<Settings, I
     };
     let cluster_cidrs = nets(args.cluster_cidr);
     one_a_family("--cluster-cidr", &cluster_cidrs, &mut problems);
-    if let DetectLocal::Bridge(_) | DetectLocal::InterfacePrefix(_) = kube_proxy.detect_local {
-        problems.push(
-            "detectLocalMode BridgeInterface and InterfaceNamePrefix are not yet served: pods are \
-             told by address here; use ClusterCIDR or NodeCIDR"
-                .to_owned(),
-        );
-    }
     let max_flows = args.max_flows.unwrap_or(Capacity::default().flows);
     if !MAX_FLOWS_BOUNDS.contains(&max_flows) {
         problems.push(format!(

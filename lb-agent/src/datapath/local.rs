@@ -6,10 +6,10 @@ use super::error::StartError;
 use super::sys;
 use super::tables::Tables;
 use crate::model::{Options as ModelOptions, frontend::serves_node_ports, node::NodeFacts};
-use crate::net::{Facts, LocalAddress as NodeAddress};
+use crate::net::{Device, Facts, LocalAddress as NodeAddress};
 use lb_common::addr::Addr;
 use lb_common::table::{LocalAddress, NamespaceAddresses, SnatAddresses, name};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -23,10 +23,13 @@ const SO_NETNS_COOKIE: libc::c_int = 71;
 pub(super) struct Local {
     addresses: OwnedFd,
     snat: OwnedFd,
+    pod_devices: OwnedFd,
     namespaces: Option<OwnedFd>,
     cookie: u64,
     known: HashMap<Addr, u32>,
     sources: HashMap<u32, SnatAddresses>,
+    /// The devices in the table of those that pods' packets come in by.
+    by_device: BTreeSet<u32>,
     pool: Vec<Addr>,
 }
 
@@ -47,6 +50,7 @@ impl Local {
         };
         let addresses = open(name::LOCAL)?;
         let snat = open(name::SNAT)?;
+        let pod_devices = open(name::POD_DEVICES)?;
         let mut known = HashMap::new();
         sys::map_each(addresses.as_fd(), 16, 4, |key, value| {
             if let (Ok(key), Ok(value)) = (
@@ -67,14 +71,21 @@ impl Local {
             }
         })
         .map_err(reading)?;
+        let mut by_device = BTreeSet::new();
+        sys::map_each(pod_devices.as_fd(), 4, 4, |key, _| {
+            by_device.extend(u32::read_from_bytes(key));
+        })
+        .map_err(reading)?;
         Ok(Self {
             addresses,
             snat,
+            pod_devices,
             // The socket path alone knows it.
             namespaces: open(name::NAMESPACES).ok(),
             cookie: namespace_cookie().unwrap_or(0),
             known,
             sources,
+            by_device,
             pool: tables.pool().map_err(reading)?,
         })
     }
@@ -96,6 +107,7 @@ impl Local {
         let own: Vec<&NodeAddress> = facts.own_addresses().collect();
         self.update_addresses(&own, options, node)?;
         self.update_sources(tables, facts, &own, in_use)?;
+        self.update_pod_devices(facts, options)?;
         self.update_namespace(&own)
     }
 
@@ -130,6 +142,24 @@ impl Local {
             sys::map_delete(self.addresses.as_fd(), addr.as_bytes())?;
             self.known.remove(&addr);
         }
+        Ok(())
+    }
+
+    /// The devices that pods' packets come in by, where that is what tells them.
+    fn update_pod_devices(&mut self, facts: &Facts, options: &ModelOptions) -> io::Result<()> {
+        let is_pods = |device: &&Device| options.pods.is_device(&facts.seen_as(device).name);
+        let wanted: BTreeSet<u32> = (facts.devices.iter())
+            .filter(is_pods)
+            .map(|device| device.index)
+            .collect();
+        let table = self.pod_devices.as_fd();
+        for new in wanted.difference(&self.by_device) {
+            sys::map_update(table, new.as_bytes(), 1_u32.as_bytes())?;
+        }
+        for gone in self.by_device.difference(&wanted) {
+            sys::map_delete(table, gone.as_bytes())?;
+        }
+        self.by_device = wanted;
         Ok(())
     }
 

@@ -16,10 +16,27 @@ pub enum PodDetection {
     ClusterCidr(Vec<IpNet>),
     /// Sources inside this node's own pod range of the family.
     NodeCidr,
-    /// Whatever comes in by this bridge or one of its ports.
+    /// Whatever comes in by this device; by a port of it, if it is a bridge.
     Bridge(String),
     /// Whatever comes in by a device whose name begins so.
     InterfacePrefix(String),
+}
+
+impl PodDetection {
+    /// True if pods are told by the device that their packets come in by.
+    pub fn is_by_device(&self) -> bool {
+        matches!(self, Self::Bridge(_) | Self::InterfacePrefix(_))
+    }
+
+    /// True if what comes in by the device of this name comes from a pod here. Of a port of a bridge
+    /// or bond the name of that is to be asked for: routing and netfilter see no other.
+    pub fn is_device(&self, name: &str) -> bool {
+        match self {
+            Self::ClusterCidr(_) | Self::NodeCidr => false,
+            Self::Bridge(bridge) => name == bridge,
+            Self::InterfacePrefix(prefix) => name.starts_with(&**prefix),
+        }
+    }
 }
 
 /// Which node addresses serve node ports (section 5.1).
@@ -130,6 +147,7 @@ impl Options {
         let pods = |family| self.pod_prefix(node, family);
         set(ConfigFlags::DETECT_PODS_V4, pods(Family::V4).is_some());
         set(ConfigFlags::DETECT_PODS_V6, pods(Family::V6).is_some());
+        set(ConfigFlags::PODS_BY_DEVICE, self.pods.is_by_device());
         set(ConfigFlags::MASQUERADE_ALL, self.masquerade_all);
         set(
             ConfigFlags::LOCALHOST_NODE_PORTS,
@@ -160,6 +178,7 @@ fn everything(family: Family) -> IpNet {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lb_common::host::HostTables;
 
     #[test]
     fn the_first_range_of_a_family_detects_pods() {
@@ -190,5 +209,28 @@ mod tests {
             Some(net("10.7.0.0/24"))
         );
         assert_eq!(options.pod_prefix(&node, Family::V6), None);
+    }
+
+    #[test]
+    fn told_by_device_every_address_may_be_a_pods_and_the_device_decides() {
+        let bridge = PodDetection::Bridge("cni0".to_owned());
+        let prefix = PodDetection::InterfacePrefix("cali".to_owned());
+        for (pods, yes, no) in [(bridge, "cni0", "cni01"), (prefix, "cali1", "eth0cali")] {
+            assert!(pods.is_device(yes) && !pods.is_device(no), "{pods:?}");
+            let options = Options {
+                pods,
+                ..Options::default()
+            };
+            let mut config = HostTables::of_node().config;
+            options.configure(&NodeFacts::named("n"), &mut config);
+            assert!(config.has(ConfigFlags::PODS_BY_DEVICE));
+            for address in ["203.0.113.9", "2001:db8::9"] {
+                let address: IpAddr = address.parse().unwrap();
+                assert!(config.is_pod(&address.into()), "{address}");
+            }
+            Options::default().configure(&NodeFacts::named("n"), &mut config);
+            assert!(!config.has(ConfigFlags::PODS_BY_DEVICE));
+        }
+        assert!(!PodDetection::NodeCidr.is_device("cni0"));
     }
 }

@@ -7,7 +7,9 @@ pub mod limits;
 
 use futures::{StreamExt, TryStreamExt};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
-use netlink_packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage};
+use netlink_packet_route::link::{
+    InfoPortKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage,
+};
 use rtnetlink::MulticastGroup;
 use std::io;
 use std::net::IpAddr;
@@ -28,6 +30,9 @@ pub struct Device {
     pub ethernet: bool,
     /// The loopback device.
     pub loopback: bool,
+    /// The index of the bridge, bond or the like that it is a port of. A VRF is none: what comes in by
+    /// its devices has come in by them.
+    pub master: Option<u32>,
 }
 
 /// An address of this machine.
@@ -54,6 +59,9 @@ pub struct Facts {
     pub addresses: Vec<LocalAddress>,
 }
 
+/// Masters upon masters: the kernel allows no more (`MAX_NEST_DEV`).
+const NESTED: usize = 8;
+
 /// IPVS mode binds every service address to this device; those are not the node's own.
 const IPVS_DEVICE: &str = "kube-ipvs0";
 
@@ -64,6 +72,26 @@ impl Facts {
         let ipvs = self.devices.iter().find(is_ipvs).map(|device| device.index);
         let addresses = self.addresses.iter();
         addresses.filter(move |address| Some(address.device) != ipvs)
+    }
+
+    /// The device that a packet which comes in by `device` has come in by to routing and netfilter:
+    /// of a port, the bridge or bond above it.
+    pub fn seen_as<'a>(&'a self, device: &'a Device) -> &'a Device {
+        let mut seen = device;
+        for _ in 0..NESTED {
+            match seen.master.and_then(|index| self.device(index)) {
+                Some(above) => seen = above,
+                None => break,
+            }
+        }
+        seen
+    }
+
+    fn device(&self, index: u32) -> Option<&Device> {
+        let at = self
+            .devices
+            .binary_search_by_key(&index, |device| device.index);
+        self.devices.get(at.ok()?)
     }
 }
 
@@ -142,7 +170,21 @@ fn device(link: &LinkMessage) -> Device {
         name,
         ethernet: matches!(kind, LinkLayerType::Ether | LinkLayerType::Loopback),
         loopback: kind == LinkLayerType::Loopback,
+        master: master(link),
     }
+}
+
+fn master(link: &LinkMessage) -> Option<u32> {
+    let attributes = || link.attributes.iter();
+    let of_vrf = attributes().any(|attribute| {
+        let vrf = LinkInfo::PortKind(InfoPortKind::Vrf);
+        matches!(attribute, LinkAttribute::LinkInfo(infos) if infos.contains(&vrf))
+    });
+    let master = attributes().find_map(|attribute| match attribute {
+        LinkAttribute::Controller(index) if *index != 0 => Some(*index),
+        _ => None,
+    });
+    master.filter(|_| !of_vrf)
 }
 
 fn local_address(message: &AddressMessage) -> Option<LocalAddress> {
@@ -168,4 +210,36 @@ fn local_address(message: &AddressMessage) -> Option<LocalAddress> {
         usable: !flags.intersects(unusable),
         secondary: flags.contains(AddressFlags::Secondary),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_in_by_a_port_has_come_in_by_the_bridge() {
+        let device = |index, name: &str, master| Device {
+            index,
+            name: name.to_owned(),
+            ethernet: true,
+            loopback: false,
+            master,
+        };
+        let facts = Facts {
+            devices: vec![
+                device(2, "eth0", Some(5)),
+                device(3, "veth1", Some(4)),
+                device(4, "cni0", None),
+                device(5, "bond0", Some(6)),
+                device(6, "br0", None),
+                // A master in another namespace is not ours to see.
+                device(7, "veth2", Some(99)),
+            ],
+            addresses: Vec::new(),
+        };
+        let seen: Vec<&str> = (facts.devices.iter())
+            .map(|device| &*facts.seen_as(device).name)
+            .collect();
+        assert_eq!(seen, ["br0", "cni0", "cni0", "br0", "br0", "veth2"]);
+    }
 }

@@ -54,10 +54,17 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// The origin of a packet with this source address.
+    /// The origin of a packet with this source address that came in by `device`, which is asked only
+    /// where it matters; `None`: the node itself has made it.
     #[inline(always)]
-    pub fn of_packet(tables: &impl Tables, config: &Config, source: &Addr) -> Self {
-        if config.is_pod(source) {
+    pub fn of_packet(
+        tables: &impl Tables,
+        config: &Config,
+        source: &Addr,
+        device: impl FnOnce() -> Option<u32>,
+    ) -> Self {
+        let by_device = || device().is_some_and(|device| tables.is_pod_device(device));
+        if config.is_pod(source) && (!config.has(ConfigFlags::PODS_BY_DEVICE) || by_device()) {
             Self::Pod
         } else if tables.local_address(source).is_some() {
             Self::Node

@@ -10,6 +10,7 @@ use crate::table::{AddressBits, BackendState, EmptyAction, FrontendKind, LocalAd
 use std::collections::{BTreeSet, HashMap};
 
 const SERVICE: ServiceId = ServiceId(7);
+const DEVICE: u32 = 9;
 const TIMEOUT: u32 = 10;
 
 fn addr(text: &str) -> Addr {
@@ -114,7 +115,7 @@ impl World {
     fn decide(&self, kind: FrontendKind, source: &str) -> Decision {
         let source = addr(source);
         let config = self.tables.config;
-        let origin = Origin::of_packet(&self.tables, &config, &source);
+        let origin = Origin::of_packet(&self.tables, &config, &source, || Some(DEVICE));
         let frontend = Frontend::new(SERVICE, kind);
         self.decide_for(frontend, origin, &source)
     }
@@ -246,6 +247,33 @@ fn without_a_local_detector_cluster_ips_are_not_masqueraded_and_pods_are_outside
         world.reachable(FrontendKind::NodePort, POD),
         (BTreeSet::from([2, 3]), false)
     );
+}
+
+#[test]
+fn pods_may_be_told_by_the_device_that_their_packets_come_in_by() {
+    let mut world = World::new();
+    world.tables.config.flags |= ConfigFlags::PODS_BY_DEVICE;
+    // As the agent writes it: any address will do.
+    world.tables.config.pods_v4 = Prefix::new("0.0.0.0".parse().unwrap(), 0);
+    let cluster_ip = FrontendKind::ClusterIp;
+    assert!(
+        world.reachable(cluster_ip, POD).1,
+        "by no device of pods it is masqueraded"
+    );
+    world.service().flags |= ServiceFlags::EXTERNAL_LOCAL;
+    let local = (BTreeSet::from([2, 3]), false);
+    assert_eq!(world.reachable(FrontendKind::NodePort, POD), local);
+    world.tables.pod_devices.insert(DEVICE);
+    for source in [POD, OUTSIDE, NODE] {
+        let cluster = (BTreeSet::from([1, 2]), false);
+        assert_eq!(world.reachable(cluster_ip, source), cluster, "{source}");
+        let got = world.reachable(FrontendKind::NodePort, source);
+        assert_eq!(got, cluster, "{source}: short circuit");
+    }
+    // What the node makes has come in by no device.
+    let of = |device| Origin::of_packet(&world.tables, &world.tables.config, &addr(POD), || device);
+    assert_eq!(of(Some(DEVICE)), Origin::Pod);
+    assert_eq!(of(None), Origin::Other);
 }
 
 #[test]

@@ -75,8 +75,9 @@ fn balance<P: Packet, W: World>(
 ) -> Next {
     let tables = world.tables();
     let source = headers.source.addr;
+    let device = || (!packet.is_made_here()).then(|| packet.device());
     let asker = Asker {
-        origin: match Origin::of_packet(tables, config, &source) {
+        origin: match Origin::of_packet(tables, config, &source, device) {
             Origin::Other if packet.is_made_here() => Origin::Node,
             origin => origin,
         },

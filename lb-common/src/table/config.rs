@@ -34,6 +34,10 @@ impl ConfigFlags {
     /// Replies get [`Config::masquerade_mark`] as they arrive, for routing rules that must not send them
     /// elsewhere than the requests came from.
     pub const MARK_REPLIES: u32 = 1 << 5;
+    /// Of the addresses that are pods' by [`Config::pods_v4`] and [`Config::pods_v6`], those are that
+    /// come in by a device in `lb_pod_devices` (kube-proxy's `BridgeInterface` and
+    /// `InterfaceNamePrefix`).
+    pub const PODS_BY_DEVICE: u32 = 1 << 7;
     /// `lb_optout` may hold the cgroups of processes whose sockets are not balanced.
     pub const OPT_OUT: u32 = 1 << 6;
 }

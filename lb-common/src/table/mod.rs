@@ -15,6 +15,7 @@
 //! | `lb_backends` | array, mmapable | backend id → [`Backend`] | agent |
 //! | `lb_local` | hash | [`Addr`](crate::addr::Addr) → [`LocalAddress`] | agent |
 //! | `lb_snat` | hash | ifindex (0: any other device) → [`SnatAddresses`] | agent |
+//! | `lb_pod_devices` | hash | ifindex of a device that pods' packets come in by → 1 | agent |
 //! | `lb_snat_pool` | array, mmapable, 256 | index → [`Addr`](crate::addr::Addr); 0 is none | agent |
 //! | `lb_affinity` | LRU hash | [`AffinityKey`] → [`Affinity`] | programs |
 //! | `lb_netns` | LRU hash | netns cookie → [`NamespaceAddresses`] | programs, agent (host) |
@@ -75,6 +76,7 @@ pub mod name {
     pub const BACKENDS: &str = "lb_backends";
     pub const LOCAL: &str = "lb_local";
     pub const SNAT: &str = "lb_snat";
+    pub const POD_DEVICES: &str = "lb_pod_devices";
     pub const SNAT_POOL: &str = "lb_snat_pool";
     pub const AFFINITY: &str = "lb_affinity";
     pub const NAMESPACES: &str = "lb_netns";

@@ -1,7 +1,7 @@
 //! The core's answer to one flow.
 
 use super::traffic::{Endpoints, Flow};
-use super::world::{SNAT_V4, SNAT_V6, World};
+use super::world::{DEVICE, SNAT_V4, SNAT_V6, World};
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use lb_common::addr::{Endpoint, Port, Protocol};
 use lb_common::host::craft;
@@ -168,7 +168,7 @@ pub(super) fn send(
     let before = bytes.clone();
     let rejected = counted(world, &REFUSALS);
     let silent = counted(world, &SILENCES);
-    let verdict = world.packets.ingress(&mut bytes, 1);
+    let verdict = world.packets.ingress(&mut bytes, DEVICE);
     if counted(world, &REFUSALS) > rejected {
         return Ok((First::Reject, from));
     }

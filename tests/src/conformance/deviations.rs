@@ -60,13 +60,6 @@ pub const SCTP_FRAGMENTS: Deviation = Deviation {
              no masquerading, fragments pass.",
 };
 
-/// Pods told by device.
-pub const INTERFACE_DETECTION: Deviation = Deviation {
-    name: "interface-detection",
-    what: "`detectLocalMode: BridgeInterface` and `InterfaceNamePrefix` are not served.",
-    reason: "Pods are told by their addresses: `ClusterCIDR` says which.",
-};
-
 /// Several addresses of one endpoint.
 pub const FIRST_ADDRESS: Deviation = Deviation {
     name: "first-address",
@@ -165,13 +158,12 @@ pub const UDP_HOST_SOCKET: Deviation = Deviation {
 };
 
 /// All of them.
-pub const ALL: [&Deviation; 18] = [
+pub const ALL: [&Deviation; 17] = [
     &SOCKET_SOURCE,
     &UDP_LAST_ENDPOINT,
     &IDLE_UPDATE,
     &SCTP,
     &SCTP_FRAGMENTS,
-    &INTERFACE_DETECTION,
     &UDP_HOST_SOCKET,
     &FIRST_ADDRESS,
     &PEER_FEATURES,

@@ -2,7 +2,7 @@
 //! whatever they are tried on.
 
 use super::answer::{Answer, answer};
-use super::deviations::{Deviation, INTERFACE_DETECTION};
+use super::deviations::Deviation;
 use super::world::{Node, World, family, object_name};
 use super::{Outcome, read};
 use lb_agent::model::desired::{Family, ObjectName};
@@ -104,6 +104,7 @@ impl Subject for Host {
     }
 
     fn answer(&mut self, flow: &Flow) -> Result<Answer, String> {
+        self.world.arrives_by(flow.source_interface.as_deref());
         answer(&mut self.world, flow)
     }
 
@@ -296,10 +297,6 @@ fn check_flow(subject: &mut impl Subject, prefix: &str, flow: &Flow, notes: &mut
         notes.skipped.push(unknown);
         return;
     };
-    if flow.source_interface.is_some() {
-        notes.skipped.push(INTERFACE_DETECTION.met(&name));
-        return;
-    }
     match subject.answer(flow) {
         Ok(got) if got == expected => notes.passed += 1,
         Ok(got) => {

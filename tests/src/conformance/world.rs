@@ -1,7 +1,6 @@
 //! A node in memory: the model's state, the plan, and tables that hold what the plan wrote.
 
 use super::Outcome;
-use super::deviations::INTERFACE_DETECTION;
 use ipnet::IpNet;
 use lb_agent::model::desired::{Family, ObjectName};
 use lb_agent::model::frontend::local_addresses;
@@ -26,6 +25,9 @@ const LIMITS: Limits = Limits {
     frontends: 1 << 12,
     ranges: 1 << 12,
 };
+
+/// The device by which packets come in.
+pub(super) const DEVICE: u32 = 1;
 
 /// The node of a case.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -75,8 +77,17 @@ impl Node {
                 PodDetection::ClusterCidr(self.detect_local.cluster_cidrs.clone())
             }
             "NodeCIDR" => PodDetection::NodeCidr,
+            "BridgeInterface" => {
+                PodDetection::Bridge(named(self.detect_local.bridge_interface.as_ref())?)
+            }
+            "InterfaceNamePrefix" => {
+                let prefix = self.detect_local.interface_name_prefix.as_ref();
+                PodDetection::InterfacePrefix(named(prefix)?)
+            }
             mode => {
-                return Err(INTERFACE_DETECTION.skips(&format!("detectLocalMode {mode}")));
+                return Err(Outcome::Failed(format!(
+                    "detectLocalMode {mode} is not known"
+                )));
             }
         };
         Ok(Options {
@@ -111,6 +122,12 @@ impl Node {
             "status": {"addresses": addresses},
         })
     }
+}
+
+/// The name that a mode of the local detector needs.
+fn named(name: Option<&String>) -> Result<String, Outcome> {
+    let missing = || Outcome::Failed("the local detector needs a name".to_owned());
+    name.cloned().ok_or_else(missing)
 }
 
 /// `nodePortAddresses` as kube-proxy takes it.
@@ -253,6 +270,14 @@ impl World {
         );
         self.write(plan);
         !dirty.is_empty()
+    }
+
+    /// From now on packets come in by a device of this name; `None`: by some other.
+    pub(super) fn arrives_by(&mut self, name: Option<&str>) {
+        let pods = &self.state.options().pods;
+        let is_pods = name.is_some_and(|name| pods.is_device(name));
+        let devices = is_pods.then_some(DEVICE);
+        self.packets.tables.pod_devices = devices.into_iter().collect();
     }
 
     /// How often a reason was counted so far.

@@ -112,9 +112,9 @@ fields! { FIELDS:
     NFTABLES_MIN_SYNC = "nftables.minSyncPeriod" [], Duration "\"1s\"" Honoured "As `iptables.minSyncPeriod`, in mode nftables.";
     WINKERNEL = "winkernel" [], Any "{}" Ignored "this is not Windows";
     WINDOWS_SERVICE = "windowsRunAsService" ["windows-service"], Bool "false" Ignored "this is not Windows";
-    DETECT_LOCAL_MODE = "detectLocalMode" ["detect-local-mode"], Text "\"ClusterCIDR\"" Honoured "How pods of this node are told from other clients: `ClusterCIDR`, or `NodeCIDR` (a change of the node's range is followed). `BridgeInterface` and `InterfaceNamePrefix` are refused: pods are told by address here.";
-    BRIDGE = "detectLocal.bridgeInterface" ["pod-bridge-interface"], Text "\"\"" Ignored "the mode that asks for it is refused";
-    INTERFACE_PREFIX = "detectLocal.interfaceNamePrefix" ["pod-interface-name-prefix"], Text "\"\"" Ignored "the mode that asks for it is refused";
+    DETECT_LOCAL_MODE = "detectLocalMode" ["detect-local-mode"], Text "\"ClusterCIDR\"" Honoured "How pods of this node are told from other clients: `ClusterCIDR`, `NodeCIDR` (a change of the node's range is followed), `BridgeInterface` or `InterfaceNamePrefix`. What comes in by a port of a bridge has come in by the bridge.";
+    BRIDGE = "detectLocal.bridgeInterface" ["pod-bridge-interface"], Text "\"\"" Honoured "The device by which pods' packets come in, in the mode `BridgeInterface`.";
+    INTERFACE_PREFIX = "detectLocal.interfaceNamePrefix" ["pod-interface-name-prefix"], Text "\"\"" Honoured "How the names of the devices begin by which pods' packets come in, in the mode `InterfaceNamePrefix`.";
     CLUSTER_CIDR = "clusterCIDR" ["cluster-cidr"], Text "\"\"" Honoured "Pods' addresses: one range, or one a family separated by a comma.";
     NODE_PORT_ADDRESSES = "nodePortAddresses" ["nodeport-addresses"], List "[]" Honoured "Node addresses that serve node ports: ranges, or `primary` alone. Unset: all, in mode nftables `primary`.";
     OOM_SCORE = "oomScoreAdj" ["oom-score-adj"], Int "-999" Honoured "Written if the privileges allow it (CAP_SYS_RESOURCE), else a line in the log.";

@@ -147,7 +147,7 @@ const REFUSED: &str = "
 Each with its reason: another `apiVersion`; a value of another type; a mode that is none of Linux'; negative periods,
 and a `minSyncPeriod` longer than its `syncPeriod`; a `masqueradeBit` outside of 0-31; an `oomScoreAdj` outside of
 ±1000; addresses and ranges that are none, two `clusterCIDR`s of one family, `primary` beside ranges; `BridgeInterface` and
-`InterfaceNamePrefix`, since pods are told by address here; a locked feature gate (`PreferSameTrafficDistribution`,
+`InterfaceNamePrefix` without a name; a locked feature gate (`PreferSameTrafficDistribution`,
 `NFTablesProxyMode`, `MultiCIDRServiceAllocator`) switched off; `--metrics-port 0`.
 ";
 

@@ -210,6 +210,13 @@ fn the_mode_decides_where_the_modes_differ() {
     let settings = of("detectLocalMode: NodeCIDR\nbindAddress: '::'\n");
     assert_eq!(settings.kube_proxy.node_ip, None);
     assert_eq!(settings.kube_proxy.detect_local, DetectLocal::NodeCidr);
+    let settings = of("detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}\n");
+    let bridge = DetectLocal::Bridge("cni0".to_owned());
+    assert_eq!(settings.kube_proxy.detect_local, bridge);
+    let settings =
+        of("detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: cali}\n");
+    let prefix = DetectLocal::InterfacePrefix("cali".to_owned());
+    assert_eq!(settings.kube_proxy.detect_local, prefix);
 }
 
 #[test]

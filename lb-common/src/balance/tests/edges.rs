@@ -80,7 +80,9 @@ fn source_ranges_come_before_policy_and_endpoints() {
     let guarded = Frontend::new(SERVICE, FrontendKind::LoadBalancer).guarded();
     let decision = |world: &World, source: &str| {
         let source = addr(source);
-        let origin = Origin::of_packet(&world.tables, &world.tables.config, &source);
+        let origin = Origin::of_packet(&world.tables, &world.tables.config, &source, || {
+            Some(DEVICE)
+        });
         world.decide_for(guarded, origin, &source)
     };
     let forwards = |decision| matches!(decision, Decision::Forward(_));

@@ -58,6 +58,10 @@ impl Site {
         ports: &BTreeSet<u16>,
     ) -> Result<Self, Outcome> {
         let options = facts.options()?;
+        if options.pods.is_by_device() {
+            let sentence = "the node's devices have names of their own in a replay";
+            return Err(Outcome::Skipped(sentence.to_owned()));
+        }
         Self::build(facts, options, mode, ports).map_err(|error| broken(&error))
     }
 
