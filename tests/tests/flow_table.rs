@@ -2,13 +2,14 @@
 
 use anyhow::{Context, Result, ensure};
 use aya::programs::{TestRun, TestRunOptions};
-use lb_common::addr::{BackendId, ServiceId};
+use lb_common::addr::{BackendId, Endpoint, Port, Protocol, ServiceId};
 use lb_common::flow::Record;
-use lb_common::flow::script::{Op, Step};
+use lb_common::flow::script::{Answer, Op, Step};
 use lb_common::flow::stress::{BACKENDS, Failures, NOW, Worker, backend_end, inspect};
 use lb_common::hash::HashKeys;
 use lb_common::table::{Backend, Config};
 use lb_tests::kernel::{KernelObject, bench_object_path, running_features};
+use std::net::IpAddr;
 use std::sync::Mutex;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -118,6 +119,47 @@ fn two_cpus_lose_double_tear_and_leave_nothing() -> Result<()> {
             failures,
             Failures::default(),
             "{buckets} buckets, {flows} flows"
+        );
+    }
+    Ok(())
+}
+
+fn end(address: [u8; 4], port: u16) -> Endpoint {
+    Endpoint {
+        addr: IpAddr::from(address).into(),
+        port: Port::new(port),
+    }
+}
+
+#[test]
+fn a_flow_of_the_other_protocol_on_the_same_ends_is_another_one() -> Result<()> {
+    lb_lab::require_root();
+    // In so small a table that of many pairs some begin at the same bucket.
+    let object = object(32)?;
+    let (id, frontend) = (BackendId(3), end([192, 0, 2, 1], 80));
+    for number in 0..400_u16 {
+        let client = end([10, 0, 0, 1], 20_000 + number);
+        let begin = Record::of_flow(&client, &frontend, Protocol::TCP, id);
+        let mut steps = [Step::new(Op::INSERT, begin, NOW)];
+        run(&object, &mut steps)?;
+        assert_eq!(steps[0].answer, Answer::FLOW);
+        let flow = Record {
+            words: steps[0].words,
+        };
+        let twin = Record::of_flow(&client, &frontend, Protocol::UDP, id);
+        let behind = Record::of_flow(&client, &backend_end(id.0), Protocol::UDP, id);
+        let mut steps = [
+            Step::new(Op::BY_FRONTEND, twin, NOW),
+            Step::new(Op::BY_BACKEND, behind, NOW),
+            Step::new(Op::REMOVE, flow, NOW),
+        ];
+        run(&object, &mut steps)?;
+        let answers = [steps[0].answer, steps[1].answer];
+        assert_eq!(
+            answers,
+            [Answer::NONE; 2],
+            "client port {}",
+            20_000 + number
         );
     }
     Ok(())

@@ -65,7 +65,7 @@ enum Command {
     },
     /// Removes conditions of the core, one at a time, and tells which tests notice. Takes an hour.
     Mutants {
-        /// Only mutants whose name has this in it.
+        /// Only mutants whose name or file has this in it.
         #[arg(long, value_name = "WORD")]
         only: Option<String>,
     },

@@ -120,6 +120,28 @@ fn a_flow_is_found_from_both_directions() {
 }
 
 #[test]
+fn a_flow_of_the_other_protocol_on_the_same_ends_is_another_one() {
+    // In so small a table that of many pairs some begin at the same bucket.
+    let world = World::new(32);
+    for number in 0..400 {
+        let wanted = new_flow(client(number), 3);
+        let flow = world.flows().insert(&wanted, NOW).unwrap();
+        let (flows, client) = (world.flows(), &wanted.client);
+        assert!(
+            flows
+                .by_frontend(client, &wanted.frontend, Protocol::UDP)
+                .is_none()
+        );
+        assert!(
+            flows
+                .by_backend(client, &backend(3), Protocol::UDP)
+                .is_none()
+        );
+        flows.remove(&flow);
+    }
+}
+
+#[test]
 fn the_second_insert_gets_the_first_ones_flow() {
     let world = World::new(64);
     let first = world.flows().insert(&new_flow(client(1), 3), NOW).unwrap();

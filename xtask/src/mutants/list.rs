@@ -217,7 +217,7 @@ pub(super) const ALL: &[Mutant] = &[
         "flow/table.rs",
         "if !matches || record.protocol() != protocol {",
         "if !matches {",
-        (RULES, "tcp_and_udp"),
+        ("flow_table", "of_the_other_protocol"),
     ),
     mutant(
         "connections that were reset",

@@ -28,7 +28,7 @@ struct Noticed {
     kernel: Vec<String>,
 }
 
-/// Runs the mutants whose name has `only` in it.
+/// Runs the mutants whose name or file has `only` in it.
 pub(crate) fn run(only: Option<&str>) -> Result<ExitCode> {
     ensure!(
         nix::unistd::geteuid().is_root(),
@@ -39,7 +39,9 @@ pub(crate) fn run(only: Option<&str>) -> Result<ExitCode> {
     let toolchain = setup::ebpf_toolchain()?;
     let chosen: Vec<&Mutant> = ALL
         .iter()
-        .filter(|mutant| only.is_none_or(|word| mutant.name.contains(word)))
+        .filter(|mutant| {
+            only.is_none_or(|word| mutant.name.contains(word) || mutant.file.contains(word))
+        })
         .collect();
     let scratch = Scratch::copy()?;
     let binaries = test_binaries(&chosen)?;

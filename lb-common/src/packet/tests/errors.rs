@@ -57,6 +57,25 @@ fn an_error_about_a_request_reaches_the_client_as_one_from_the_frontend() {
 }
 
 #[test]
+fn a_message_that_is_no_error_is_left_alone_whatever_its_body_looks_like() {
+    with_quotes(|s, short| {
+        let (client, backend, frontend) = (s.client(), s.backend_end(), s.cluster_ip());
+        s.arrives(s.opening(&client, &frontend), &client, &backend);
+        let echo = if s.family == Family::V4 { 8 } else { 128 };
+        let body = s.data(&client, &backend);
+        let header = if s.family == Family::V4 { 20 } else { 40 };
+        let length = if short { header + 8 } else { body.len() };
+        let router = s.family.addr(5, 5);
+        let packet = icmp_error(&router, &client.addr, echo, 0, &body, length);
+        leaves_as(&s, packet.clone(), &packet);
+        let body = s.data(&frontend, &client);
+        let packet = icmp_error(&router, &frontend.addr, echo, 0, &body, length);
+        arrives_as(&s, packet.clone(), &packet);
+        assert_eq!(s.reason(Reason::IcmpErrorTranslated), 0);
+    });
+}
+
+#[test]
 fn an_error_about_a_masqueraded_request_finds_its_client() {
     with_quotes(|s, short| {
         let (client, backend, frontend) = (s.client(), s.backend_end(), s.node_port());

@@ -102,6 +102,22 @@ fn a_syn_on_a_flow_whose_backend_is_gone_is_balanced_afresh() {
 }
 
 #[test]
+fn a_client_that_talks_to_the_backend_itself_is_not_masqueraded() {
+    for family in FAMILIES {
+        let s = Scene::new(family, Protocol::TCP);
+        let (client, backend, frontend) = (s.client(), s.backend_end(), s.node_port());
+        s.arrives(s.opening(&client, &frontend), &client, &backend);
+        let snat = s.leaves_from(s.opening(&client, &backend));
+        assert_ne!(snat, client);
+        let reset = s.segment(&backend, &snat, TcpFlags::RST);
+        s.arrives(reset, &backend, &client);
+        let reset = s.segment(&backend, &client, TcpFlags::RST);
+        s.leaves(reset, &frontend, &client);
+        s.leaves(s.opening(&client, &backend), &client, &backend);
+    }
+}
+
+#[test]
 fn a_syn_on_a_closing_flow_is_balanced_afresh() {
     for flags in [TcpFlags::FIN | TcpFlags::ACK, TcpFlags::RST] {
         let s = Scene::new(Family::V4, Protocol::TCP);
