@@ -128,13 +128,8 @@ fn parse(line: &str) -> Option<(String, String)> {
     (right && word(name)).then(|| (name.to_owned(), labels.to_owned()))
 }
 
-#[test]
-fn the_page_is_valid_and_says_what_the_reference_says() -> Result<()> {
-    let site = site("")?;
-    site.ask(socket(1))?;
-    let page = site.agent()?.metrics(site.lab().node(0))?;
-    let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
-    let reference = fs::read_to_string(&reference)?;
+/// Checks a page line by line and against the reference; the families it has.
+fn families(page: &str, reference: &str) -> Result<BTreeSet<String>> {
     let (mut types, mut series) = (BTreeSet::new(), BTreeSet::new());
     let mut family = String::new();
     for line in page.lines() {
@@ -157,6 +152,20 @@ fn the_page_is_valid_and_says_what_the_reference_says() -> Result<()> {
         }
     }
     ensure!(page.ends_with("\n# EOF\n"), "no end: {page}");
+    Ok(types)
+}
+
+#[test]
+fn the_pages_are_valid_and_say_what_the_reference_says() -> Result<()> {
+    let site = site("")?;
+    site.ask(socket(1))?;
+    let node = site.lab().node(0);
+    let page = site.agent()?.metrics(node)?;
+    let (_, health_checks) = http_get(node, 10249, "/metrics/slis")?;
+    let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
+    let reference = fs::read_to_string(&reference)?;
+    let mut types = families(&page, &reference)?;
+    types.extend(families(&health_checks, &reference)?);
     for section in reference
         .lines()
         .filter_map(|line| line.strip_prefix("## `"))
