@@ -3,11 +3,9 @@
 
 pub mod account;
 mod agent;
-mod durations;
 mod pods;
 mod updates;
 
-pub use durations::Durations;
 pub use updates::Updates;
 
 use crate::datapath::{Closed, Datapath, Fill, Options, StartError};

@@ -1,7 +1,7 @@
 //! What the agent counts of its own work, by IP family and with kube-proxy's meanings
 //! (`SERVICE-SEMANTICS` 14).
 
-use super::durations::Durations;
+use crate::durations::Durations;
 use crate::model::Dirty;
 use crate::model::desired::{DesiredService, Family, ServicePortName};
 use crate::model::report::NoLocalEndpoints;

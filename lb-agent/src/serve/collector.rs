@@ -7,7 +7,7 @@ use crate::serve::catalog::{self, Metric};
 use crate::serve::page::{Sample, Value, write};
 use crate::serve::process::ProcessFacts;
 use crate::serve::work::write_work;
-use crate::source::kube::requests::{BOUNDS, Counts, Requests};
+use crate::source::kube::requests::{Counts, Requests};
 use lb_common::addr::Protocol;
 use lb_common::table::{BackendState, LAYOUT_VERSION};
 use lb_common::verdict::Reason;
@@ -184,13 +184,8 @@ fn write_requests(encoder: &mut DescriptorEncoder<'_>, counts: &Counts) -> fmt::
         Sample::labelled(labels.iter().map(String::as_str), Value::Count(*count))
     });
     write(encoder, &catalog::REQUESTS, answers)?;
-    let durations = counts.durations.iter().map(|(labels, latency)| {
-        let bounds = BOUNDS.into_iter().chain([f64::INFINITY]);
-        let value = Value::Histogram {
-            sum: latency.sum,
-            buckets: bounds.zip(latency.counts).collect(),
-        };
-        Sample::labelled(labels.iter().map(String::as_str), value)
+    let durations = counts.durations.iter().map(|(labels, durations)| {
+        Sample::labelled(labels.iter().map(String::as_str), Value::from(durations))
     });
     write(encoder, &catalog::REQUEST_DURATION, durations)
 }

@@ -1,5 +1,6 @@
 //! How a metric of the catalog is written into the exposition.
 
+use crate::durations::Durations;
 use crate::serve::catalog::{Kind, Metric};
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -17,6 +18,15 @@ pub(super) enum Value {
     Count(u64),
     Number(f64),
     Histogram { sum: f64, buckets: Vec<(f64, u64)> },
+}
+
+impl From<&Durations> for Value {
+    fn from(durations: &Durations) -> Self {
+        Self::Histogram {
+            sum: durations.sum(),
+            buckets: durations.buckets().collect(),
+        }
+    }
 }
 
 impl<'a> Sample<'a> {

@@ -1,7 +1,8 @@
 //! The agent's own work on the metrics page, under kube-proxy's names.
 
+use crate::app::Snapshot;
 use crate::app::account::{FAMILIES, FamilyWork};
-use crate::app::{Durations, Snapshot};
+use crate::durations::Durations;
 use crate::serve::catalog::{self, Metric};
 use crate::serve::page::{Sample, Value, write};
 use prometheus_client::encoding::DescriptorEncoder;
@@ -33,14 +34,10 @@ pub(super) fn write_work(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapsho
         (&catalog::PROGRAMMING, |work| &work.programming),
     ];
     for (metric, of) in histograms {
-        let samples = FAMILIES.iter().zip(&snapshot.work).map(|(family, work)| {
-            let durations = of(work);
-            let value = Value::Histogram {
-                sum: durations.sum(),
-                buckets: durations.buckets().collect(),
-            };
-            Sample::labelled([family.name()], value)
-        });
+        let samples = FAMILIES
+            .iter()
+            .zip(&snapshot.work)
+            .map(|(family, work)| Sample::labelled([family.name()], Value::from(of(work))));
         write(encoder, metric, samples)?;
     }
     let (services, endpoints) = (&snapshot.service_changes, &snapshot.endpoint_changes);

@@ -1,6 +1,7 @@
 //! Counts what is asked of the API server, by client-go's labels. What may not live here: how that is
 //! shown.
 
+use crate::durations::Durations;
 use kube::Client;
 use kube::client::Body;
 use std::collections::BTreeMap;
@@ -8,32 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Upper bounds of durations in seconds: client-go's.
-pub const BOUNDS: [f64; 12] = [
-    0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0,
-];
 /// What client-go calls the code of a request that nobody answered.
 const NO_ANSWER: &str = "<error>";
-
-/// Observations by bucket; the last is for everything above [`BOUNDS`].
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Latency {
-    /// All of them, in seconds.
-    pub sum: f64,
-    /// How many fell into each, not cumulative.
-    pub counts: [u64; BOUNDS.len() + 1],
-}
-
-impl Latency {
-    fn observe(&mut self, duration: Duration) {
-        let seconds = duration.as_secs_f64();
-        self.sum += seconds;
-        let bucket = BOUNDS.partition_point(|bound| *bound < seconds);
-        if let Some(count) = self.counts.get_mut(bucket) {
-            *count += 1;
-        }
-    }
-}
 
 /// What was asked so far.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -42,7 +19,7 @@ pub struct Counts {
     pub answers: BTreeMap<[String; 3], u64>,
     /// How long answers took to begin, by method and host. Watches are not in it: what they are
     /// answered with is nothing yet.
-    pub durations: BTreeMap<[String; 2], Latency>,
+    pub durations: BTreeMap<[String; 2], Durations>,
 }
 
 /// The counts of all clients of an agent.
@@ -66,7 +43,10 @@ impl Requests {
         *counts.answers.entry(labels).or_default() += 1;
         if let Some(took) = took {
             let labels = [method.to_owned(), host.to_owned()];
-            counts.durations.entry(labels).or_default().observe(took);
+            let durations = counts.durations.entry(labels);
+            durations
+                .or_insert_with(Durations::of_requests)
+                .observe(took);
         }
     }
 }
@@ -118,19 +98,7 @@ mod tests {
             (labels, count)
         });
         assert_eq!(counts.answers, BTreeMap::from(expected));
-        let latency = &counts.durations[&["GET", host].map(str::to_owned)];
-        assert_eq!(latency.counts.iter().sum::<u64>(), 4);
-    }
-
-    #[test]
-    fn durations_land_in_the_first_bucket_that_holds_them() {
-        let mut latency = Latency::default();
-        for millis in [5, 6, 90_000] {
-            latency.observe(Duration::from_millis(millis));
-        }
-        assert_eq!(
-            (latency.counts[0], latency.counts[1], latency.counts[12]),
-            (1, 1, 1)
-        );
+        let durations = &counts.durations[&["GET", host].map(str::to_owned)];
+        assert_eq!(durations.count(), 4);
     }
 }

@@ -1,4 +1,5 @@
-//! How long things took: histograms for the metrics page.
+//! How long things took: histograms for the metrics page. Whoever measures something keeps one; how
+//! it is shown is `serve`'s.
 
 use std::time::Duration;
 
@@ -29,6 +30,11 @@ const PROGRAMMING: [f64; 80] = {
     bounds
 };
 
+/// client-go's bounds of requests to the API server.
+const REQUESTS: [f64; 12] = [
+    0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0,
+];
+
 /// Observed durations by size.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Durations {
@@ -47,6 +53,11 @@ impl Durations {
     /// None yet, with the bounds of programming latencies.
     pub fn of_programming() -> Self {
         Self::with(&PROGRAMMING)
+    }
+
+    /// None yet, with the bounds of requests to the API server.
+    pub fn of_requests() -> Self {
+        Self::with(&REQUESTS)
     }
 
     fn with(bounds: &'static [f64]) -> Self {
@@ -112,5 +123,16 @@ mod tests {
             assert!(bounds.contains(&bound), "{bound}");
         }
         assert_eq!(bounds[bounds.len() - 2..], [300.0, f64::INFINITY]);
+    }
+
+    #[test]
+    fn requests_land_between_the_bounds_of_client_go() {
+        let mut durations = Durations::of_requests();
+        for millis in [5, 6, 90_000] {
+            durations.observe(Duration::from_millis(millis));
+        }
+        let buckets: Vec<(f64, u64)> = durations.buckets().collect();
+        assert_eq!(buckets[..3], [(0.005, 1), (0.025, 1), (0.1, 0)]);
+        assert_eq!(buckets[11..], [(60.0, 0), (f64::INFINITY, 1)]);
     }
 }
