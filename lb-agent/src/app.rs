@@ -3,7 +3,6 @@
 
 pub mod account;
 mod agent;
-mod pods;
 mod updates;
 
 pub use updates::Updates;

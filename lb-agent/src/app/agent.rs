@@ -5,9 +5,8 @@ mod report;
 mod sockets;
 
 use super::account::{Batch, FamilyWork, LocalGaps, families_of, index};
-use super::pods::PodCgroups;
 use super::{AppError, Refusal, Snapshot};
-use crate::datapath::{Closed, Datapath, DeviceProblem, memory};
+use crate::datapath::{Closed, Datapath, DeviceProblem, PodCgroups, memory};
 use crate::model::desired::{Family, ServicePortName};
 use crate::model::node::NodeFacts;
 use crate::model::{Dirty, State};

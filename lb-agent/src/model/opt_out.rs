@@ -17,6 +17,8 @@ pub type PodUid = String;
 pub(super) struct OptOut {
     pods: BTreeMap<ObjectName, (PodUid, Option<bool>)>,
     namespaces: BTreeSet<ObjectName>,
+    /// Nothing has changed since somebody was told.
+    told: bool,
 }
 
 /// What an object's label says, if it has one of this key.
@@ -47,11 +49,12 @@ impl OptOut {
             Object::Pod(pod) => self.put_pod(label, pod),
             Object::Namespace(namespace) => {
                 let name = ObjectName::of(&namespace.metadata);
-                if says(&namespace.metadata, label) == Some(true) {
-                    self.namespaces.insert(name);
+                let changed = if says(&namespace.metadata, label) == Some(true) {
+                    self.namespaces.insert(name)
                 } else {
-                    self.namespaces.remove(&name);
-                }
+                    self.namespaces.remove(&name)
+                };
+                self.told &= !changed;
             }
             _ => {}
         }
@@ -61,7 +64,7 @@ impl OptOut {
         let name = ObjectName::of(&pod.metadata);
         if is_over(pod) {
             // It has no processes any more, and soon no cgroup to be found.
-            self.pods.remove(&name);
+            self.told &= self.pods.remove(&name).is_none();
             return;
         }
         // kubelet knows a pod of a file by the file's hash; the API has a mirror of it.
@@ -71,17 +74,21 @@ impl OptOut {
             .or(pod.metadata.uid.as_ref())
             .cloned()
             .unwrap_or_default();
-        let own = says(&pod.metadata, label);
-        self.pods.insert(name, (uid, own));
+        let new = (uid, says(&pod.metadata, label));
+        if self.pods.get(&name) != Some(&new) {
+            self.pods.insert(name, new);
+            self.told = false;
+        }
     }
 
     /// Forgets an object.
     pub(super) fn remove(&mut self, kind: Kind, name: &ObjectName) {
-        match kind {
-            Kind::Pod => drop(self.pods.remove(name)),
-            Kind::Namespace => drop(self.namespaces.remove(name)),
-            _ => {}
-        }
+        let known = match kind {
+            Kind::Pod => self.pods.remove(name).is_some(),
+            Kind::Namespace => self.namespaces.remove(name),
+            _ => false,
+        };
+        self.told &= !known;
     }
 
     /// The objects of this kind that are remembered.
@@ -94,8 +101,14 @@ impl OptOut {
         }
     }
 
+    /// The pods that are opted out, if they may be others than those of the last call; the first
+    /// call tells in any case.
+    pub(super) fn news(&mut self) -> Option<BTreeSet<PodUid>> {
+        (!std::mem::replace(&mut self.told, true)).then(|| self.uids())
+    }
+
     /// The pods that are opted out.
-    pub(super) fn uids(&self) -> BTreeSet<PodUid> {
+    fn uids(&self) -> BTreeSet<PodUid> {
         let opted_out = |name: &ObjectName, own: Option<bool>| {
             own.unwrap_or_else(|| self.namespaces.contains(&namespace_of(name)))
         };
@@ -154,6 +167,26 @@ mod tests {
         assert_eq!(uids(&opt_out), ["uid-in"]);
         opt_out.remove(Kind::Namespace, &name("", "shop"));
         assert!(opt_out.uids().is_empty());
+    }
+
+    #[test]
+    fn who_is_opted_out_is_told_once_after_each_change() {
+        let mut opt_out = OptOut::default();
+        assert_eq!(opt_out.news(), Some(BTreeSet::new()), "the first time");
+        let labelled = pod("in", &json!({"mesh": "on"}));
+        let all = || Some(BTreeSet::from(["uid-in".to_owned()]));
+        opt_out.put(&label(), &labelled);
+        assert_eq!(opt_out.news(), all());
+        opt_out.put(&label(), &labelled);
+        opt_out.put(&label(), &namespace(&json!({"mesh": "no"})));
+        opt_out.remove(Kind::Pod, &name("shop", "unknown"));
+        assert_eq!(opt_out.news(), None, "nothing of it has changed");
+        opt_out.put(&label(), &namespace(&json!({"mesh": "on"})));
+        assert_eq!(opt_out.news(), all());
+        opt_out.remove(Kind::Namespace, &name("", "shop"));
+        assert_eq!(opt_out.news(), all());
+        opt_out.remove(Kind::Pod, &name("shop", "in"));
+        assert_eq!(opt_out.news(), Some(BTreeSet::new()));
     }
 
     #[test]

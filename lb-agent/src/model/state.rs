@@ -135,13 +135,16 @@ impl State {
         }
     }
 
-    /// The pods of this node that are not balanced at the socket; `None` where none may be, and
-    /// until pods and namespaces have been listed completely.
-    pub fn opted_out(&self) -> Option<BTreeSet<PodUid>> {
+    /// The pods of this node that are not balanced at the socket; `None` if nothing has changed since
+    /// the last call, where none may be, and until pods and namespaces have been listed completely.
+    pub fn take_opted_out(&mut self) -> Option<BTreeSet<PodUid>> {
         let known = [Kind::Pod, Kind::Namespace]
             .iter()
             .all(|kind| self.complete.contains(kind));
-        (known && self.options.opt_out.is_some()).then(|| self.opt_out.uids())
+        if !known || self.options.opt_out.is_none() {
+            return None;
+        }
+        self.opt_out.news()
     }
 
     /// Takes this node's addresses, as its devices have them. Returns the service ports whose

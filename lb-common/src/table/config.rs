@@ -45,6 +45,10 @@ impl ConfigFlags {
 /// How many ServiceCIDRs fit into [`Config`]: as many as make its size a power of two.
 pub const SERVICE_CIDRS: usize = 9;
 
+/// How many levels below the root the cgroup of a pod may lie: three are kubelet's own tree, the rest
+/// is for a container around the node. The agent looks for cgroups as deep as the programs ask.
+pub const POD_CGROUP_DEPTH: u8 = 12;
+
 /// How many ports fit into [`Config::packet_path_udp_ports`].
 pub const PACKET_PATH_UDP_PORTS: usize = 16;
 

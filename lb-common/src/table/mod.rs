@@ -41,8 +41,8 @@ mod socket;
 mod transit;
 
 pub use config::{
-    Config, ConfigFlags, LocalAddress, PACKET_PATH_UDP_PORTS, SERVICE_CIDRS, SnatAddresses,
-    SocketMode,
+    Config, ConfigFlags, LocalAddress, PACKET_PATH_UDP_PORTS, POD_CGROUP_DEPTH, SERVICE_CIDRS,
+    SnatAddresses, SocketMode,
 };
 pub use count::{BackendCounters, ServiceCounters};
 pub use filter::{AddressBits, Bit, Filter};

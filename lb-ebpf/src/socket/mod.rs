@@ -17,7 +17,7 @@ use core::ptr;
 use lb_common::addr::{Addr, BackendId, Endpoint, Port, Protocol};
 use lb_common::feature::Feature;
 use lb_common::socket::{self, Peer, Records, Request, Socket, SocketVerdict};
-use lb_common::table::{ConnectedSocket, UnconnectedSocket};
+use lb_common::table::{ConnectedSocket, POD_CGROUP_DEPTH, UnconnectedSocket};
 use records::{Released, Storage};
 
 /// The kernel's return values of these hooks.
@@ -254,15 +254,11 @@ impl<F: Family> Socket for AddressedSocket<F> {
     }
 }
 
-/// How deep below the root a pod's cgroup may lie: three for kubelet's own tree, and room for a
-/// container around the node.
-const DEPTH: i32 = 12;
-
 /// Walks down from the root cgroup to that of the calling process.
 #[inline(always)]
 fn is_opted_out() -> bool {
     let mut level = 1;
-    while level <= DEPTH {
+    while level <= POD_CGROUP_DEPTH.into() {
         // SAFETY: the helper takes a number and only returns one.
         let cgroup = unsafe { bpf_get_current_ancestor_cgroup_id(level) };
         if cgroup == 0 {

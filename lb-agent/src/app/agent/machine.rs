@@ -105,7 +105,7 @@ impl Agent {
 
     /// Takes the pods that are opted out of socket balancing, once it is known which.
     pub(super) fn follow_pods(&mut self) {
-        if let Some(pods) = self.state.opted_out()
+        if let Some(pods) = self.state.take_opted_out()
             && self.pods.want(pods)
         {
             self.look_for_pods();

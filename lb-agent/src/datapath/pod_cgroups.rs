@@ -2,6 +2,7 @@
 //! nobody needs to be asked.
 
 use crate::model::PodUid;
+use lb_common::table::POD_CGROUP_DEPTH;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
@@ -13,13 +14,10 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// After a change, cgroups are looked for this long at every [`PAUSE`]; later at every [`REST`].
 const HURRY: Duration = Duration::from_secs(60);
 const REST: Duration = Duration::from_secs(5);
-/// kubelet's tree is three levels deep, in a node that is a container a few more. The programs look
-/// as deep.
-const DEPTH: usize = 12;
 
 /// Finds the cgroups of pods below a root, and remembers them.
 #[derive(Debug)]
-pub(super) struct PodCgroups {
+pub(crate) struct PodCgroups {
     root: PathBuf,
     /// `None` until somebody knows.
     wanted: Option<BTreeSet<PodUid>>,
@@ -29,7 +27,7 @@ pub(super) struct PodCgroups {
 }
 
 impl PodCgroups {
-    pub(super) fn below(root: &Path) -> Self {
+    pub(crate) fn below(root: &Path) -> Self {
         Self {
             root: root.to_path_buf(),
             wanted: None,
@@ -40,7 +38,7 @@ impl PodCgroups {
     }
 
     /// Takes the pods that are wanted from now on; true if they are others, and the first time.
-    pub(super) fn want(&mut self, wanted: BTreeSet<PodUid>) -> bool {
+    pub(crate) fn want(&mut self, wanted: BTreeSet<PodUid>) -> bool {
         if self.wanted.as_ref() == Some(&wanted) {
             return false;
         }
@@ -50,13 +48,13 @@ impl PodCgroups {
     }
 
     /// When it is time to look again; `None` if there is nothing to look for.
-    pub(super) fn due(&self) -> Option<Instant> {
+    pub(crate) fn due(&self) -> Option<Instant> {
         let any = self.wanted.as_ref().is_some_and(|all| !all.is_empty());
         any.then_some(self.next)
     }
 
     /// Looks, and returns the inodes of the cgroups of the pods that are wanted.
-    pub(super) fn look(&mut self) -> BTreeSet<u64> {
+    pub(crate) fn look(&mut self) -> BTreeSet<u64> {
         let now = Instant::now();
         let is_there = |(path, inode): &(PathBuf, u64)| {
             fs::metadata(path).is_ok_and(|metadata| metadata.ino() == *inode)
@@ -65,7 +63,7 @@ impl PodCgroups {
         self.found
             .retain(|uid, place| wanted.contains(uid) && is_there(place));
         if self.found.len() < wanted.len() {
-            walk(&self.root, &wanted, DEPTH, &mut self.found);
+            walk(&self.root, &wanted, POD_CGROUP_DEPTH, &mut self.found);
         }
         let all_found = self.found.len() == wanted.len();
         let pause = if all_found || now >= self.hurry {
@@ -81,7 +79,7 @@ impl PodCgroups {
 fn walk(
     directory: &Path,
     wanted: &BTreeSet<PodUid>,
-    depth: usize,
+    depth: u8,
     found: &mut BTreeMap<PodUid, (PathBuf, u64)>,
 ) {
     // A directory that goes away meanwhile holds no pod that stays.
