@@ -3,8 +3,10 @@
 
 pub mod account;
 mod agent;
+mod reconciler;
 mod updates;
 
+pub use reconciler::{Planned, Reconciler};
 pub use updates::Updates;
 
 use crate::datapath::{Closed, Datapath, Fill, Options, StartError};

@@ -53,7 +53,7 @@ impl Env for HostEnv {
 }
 
 /// The tables in memory. Fields are public: a test writes them as the agent would.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct HostTables {
     /// See [`Config`].
     pub config: Config,

@@ -4,18 +4,19 @@ mod machine;
 mod report;
 mod sockets;
 
-use super::account::{Batch, FamilyWork, LocalGaps, families_of, index};
+use super::account::{Batch, FamilyWork, families_of, index};
+use super::reconciler::{Planned, Reconciler};
 use super::{AppError, Refusal, Snapshot};
 use crate::datapath::{Closed, Datapath, DeviceProblem, PodCgroups, memory};
-use crate::model::desired::{Family, ServicePortName};
+use crate::model::State;
+use crate::model::desired::Family;
 use crate::model::node::NodeFacts;
-use crate::model::{Dirty, State};
 use crate::net::Facts;
-use crate::plan::{Fence, Op, Plan, Planner};
+use crate::plan::{Fence, Planner};
 use crate::source::Change;
 use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -35,8 +36,6 @@ const RETRY_LONGEST: Duration = Duration::from_secs(10);
 const SWEEP: Duration = Duration::from_secs(10);
 /// How often the loaded programs are asked a question with a known answer.
 const PROBE: Duration = Duration::from_secs(5);
-/// Windows moved in one round of compaction.
-const MOVES: usize = 256;
 
 /// A grace period under way.
 type Waiting = Pin<Box<dyn Future<Output = (Fence, io::Result<()>)> + Send>>;
@@ -44,20 +43,15 @@ type Waiting = Pin<Box<dyn Future<Output = (Fence, io::Result<()>)> + Send>>;
 /// Everything the loop owns.
 pub(super) struct Agent {
     datapath: Datapath,
-    planner: Planner,
-    state: State,
+    reconciler: Reconciler,
     facts: Facts,
     node: NodeFacts,
     /// The ranges of ClusterIPs that are written.
     service_cidrs: Vec<IpNet>,
-    /// Writes not yet done, in order.
-    ops: VecDeque<Op>,
-    /// When the oldest change behind `ops` came.
+    /// When the oldest change behind the writes waiting came.
     since: Option<Instant>,
-    /// When the endpoints behind `ops` changed, as far as their slices tell.
+    /// When the endpoints behind the writes waiting changed, as far as their slices tell.
     triggers: Vec<(Family, Timestamp)>,
-    /// Service ports whose change is not planned yet.
-    dirty: Dirty,
     /// The least time between the end of a sync and the start of the next.
     pause: Duration,
     /// When the last sync ended.
@@ -70,15 +64,10 @@ pub(super) struct Agent {
     families: [bool; 2],
     /// The writes waiting are those of the first sync.
     full: bool,
-    gaps: LocalGaps,
     /// What happened before is not this process's latency.
     started: Timestamp,
-    /// What is to be waited for once `ops` is empty.
-    fence: Option<Fence>,
     waiting: Option<Waiting>,
     retry: Option<(Instant, Duration)>,
-    /// The first full sync has been planned.
-    planned: bool,
     flows: (u64, u64),
     told: BTreeSet<Refusal>,
     device_problems: Vec<DeviceProblem>,
@@ -104,25 +93,19 @@ impl Agent {
             service_cidrs: state.options().service_cidrs.clone(),
             pods: PodCgroups::below(datapath.cgroup()),
             datapath,
-            planner,
-            state,
+            reconciler: Reconciler::new(state, planner),
             facts: Facts::default(),
-            ops: VecDeque::new(),
             since: None,
             triggers: Vec::new(),
-            dirty: Dirty::new(),
             pause,
             ended: None,
             held: None,
             resume: None,
             families: [false; 2],
             full: false,
-            gaps: LocalGaps::default(),
             started: Timestamp::now(),
-            fence: None,
             waiting: None,
             retry: None,
-            planned: false,
             flows: (0, 0),
             told: BTreeSet::new(),
             device_problems: Vec::new(),
@@ -171,7 +154,7 @@ impl Agent {
         let mut taken = 0;
         while let Some(change) = next {
             batch.count(&change);
-            self.dirty.append(&mut self.state.apply(change));
+            self.reconciler.take(change);
             taken += 1;
             next = (taken < COALESCED)
                 .then(|| changes.try_recv().ok())
@@ -179,13 +162,12 @@ impl Agent {
         }
         self.note_changes(batch);
         self.follow_pods();
-        // Nothing is believed, and so nothing removed, before every source is complete once.
-        if !self.state.is_complete() {
+        if !self.reconciler.may_plan() {
             return;
         }
         let may_begin = self.ended.map(|ended| ended + self.pause);
         match may_begin.filter(|begin| *begin > Instant::now()) {
-            Some(begin) if self.planned => {
+            Some(begin) if self.reconciler.has_planned() => {
                 self.held.get_or_insert(arrived);
                 self.resume = Some(begin);
             }
@@ -195,7 +177,7 @@ impl Agent {
 
     /// Counts what came, without waking those who wait for news.
     fn note_changes(&self, batch: Batch) {
-        let (now, families) = (SystemTime::now(), families_of(&self.dirty));
+        let (now, families) = (SystemTime::now(), families_of(self.reconciler.dirty()));
         self.snapshot.send_if_modified(|snapshot| {
             snapshot.service_changes.add(batch.services);
             snapshot.endpoint_changes.add(batch.endpoints);
@@ -210,60 +192,35 @@ impl Agent {
     fn sync(&mut self, arrived: Instant) {
         self.resume = None;
         let arrived = self.held.take().unwrap_or(arrived);
-        let dirty = std::mem::take(&mut self.dirty);
-        let triggers = self.state.take_trigger_times(self.started);
+        let triggers = self.reconciler.take_trigger_times(self.started);
         for ((_, family), times) in triggers {
             self.triggers
                 .extend(times.into_iter().map(|at| (family, at)));
         }
-        if *self.state.node() != self.node
-            || self.state.options().service_cidrs != self.service_cidrs
-        {
-            self.node = self.state.node().clone();
+        let state = self.reconciler.state();
+        if *state.node() != self.node || state.options().service_cidrs != self.service_cidrs {
+            self.node = state.node().clone();
             self.service_cidrs
-                .clone_from(&self.state.options().service_cidrs);
+                .clone_from(&state.options().service_cidrs);
             self.configure();
         }
-        let plan = if self.planned {
-            if dirty.is_empty() {
-                self.nothing_to_do();
-                return;
+        let families = families_of(self.reconciler.dirty());
+        match self.reconciler.plan() {
+            Planned::Nothing => return self.nothing_to_do(),
+            Planned::Changes => {
+                for (family, touched) in self.families.iter_mut().zip(families) {
+                    *family |= touched;
+                }
             }
-            for (family, touched) in self.families.iter_mut().zip(families_of(&dirty)) {
-                *family |= touched;
-            }
-            self.plan_for(&dirty)
-        } else {
-            (self.planned, self.full, self.families) = (true, true, [true; 2]);
-            let desired = self.state.desired_all();
-            for (name, service) in &desired {
-                self.gaps.update(name, Some(service));
-            }
-            self.planner.sync(&desired)
-        };
-        self.since.get_or_insert(arrived);
-        self.enqueue(plan);
-        self.write();
-    }
-
-    fn plan_for(&mut self, names: &BTreeSet<ServicePortName>) -> Plan {
-        let desired: Vec<_> = names
-            .iter()
-            .map(|name| (name, self.state.desired(name)))
-            .collect();
-        for (name, service) in &desired {
-            self.gaps.update(name, service.as_ref());
+            Planned::Everything => (self.full, self.families) = (true, [true; 2]),
         }
-        self.planner.update(
-            desired
-                .iter()
-                .map(|(name, service)| (*name, service.as_ref())),
-        )
+        self.since.get_or_insert(arrived);
+        self.write();
     }
 
     /// What changed, changes nothing that is served.
     fn nothing_to_do(&mut self) {
-        if self.ops.is_empty() {
+        if self.reconciler.writes().is_empty() {
             self.snapshot.send_if_modified(|snapshot| {
                 snapshot.service_changes.pending = 0;
                 snapshot.endpoint_changes.pending = 0;
@@ -273,45 +230,20 @@ impl Agent {
         self.report();
     }
 
-    /// What was refused for want of room is tried again when room was made.
-    fn retry_refused(&mut self) {
-        if !self.planned || self.planner.refused().is_empty() {
-            return;
-        }
-        let names: Dirty = self.planner.refused().keys().cloned().collect();
-        let plan = self.plan_for(&names);
-        self.enqueue(plan);
-        if self.planner.is_fragmented() {
-            let plan = self.planner.compact(MOVES);
-            self.enqueue(plan);
-        }
-    }
-
-    fn enqueue(&mut self, plan: Plan) {
-        if self.ops.is_empty() {
-            // What the first sync has taken is given back, not kept for a change of ten writes.
-            self.ops = plan.ops.into();
-        } else {
-            self.ops.extend(plan.ops);
-        }
-        self.fence = self.fence.max(plan.fence);
-        self.closing.leave(plan.fence, plan.left);
-    }
-
     /// Writes what is waiting. Failures leave it waiting and set the time of the next try.
     fn write(&mut self) {
         if self.retry.is_some_and(|(at, _)| at > Instant::now()) {
             return;
         }
-        let before = self.ops.len();
+        let ops = self.reconciler.writes();
+        let before = ops.len();
         let begun = Instant::now();
-        let written = self.datapath.write(&mut self.ops);
+        let written = self.datapath.write(ops);
         let writing = begun.elapsed();
-        let done = (before - self.ops.len()) as u64;
+        let done = (before - ops.len()) as u64;
         match written {
             Ok(_) => {
                 self.retry = None;
-                self.ops = VecDeque::new();
                 self.written(done, writing);
             }
             Err(error) => {
@@ -338,18 +270,16 @@ impl Agent {
     /// Everything that was waiting is in the tables.
     fn written(&mut self, done: u64, writing: Duration) {
         self.close_left();
-        if self.waiting.is_none()
-            && let Some(fence) = self.fence.take()
-        {
+        if let Some(fence) = self.reconciler.written() {
             self.wait_for(fence);
         }
         let took = self.since.take().map(|since| since.elapsed());
         let triggers = std::mem::take(&mut self.triggers);
         let now = SystemTime::now();
-        let health_checks = took.map(|_| Arc::new(self.state.health_checks()));
+        let health_checks = took.map(|_| Arc::new(self.reconciler.state().health_checks()));
         let families = std::mem::take(&mut self.families);
         let full = std::mem::take(&mut self.full);
-        let gaps = self.gaps.count();
+        let gaps = self.reconciler.local_gaps();
         self.snapshot.send_modify(|snapshot| {
             snapshot.writes += done;
             snapshot.last_error = None;
@@ -412,15 +342,13 @@ impl Agent {
         self.waiting = None;
         match waited {
             Ok(()) => {
-                let plan = self.planner.graced(fence);
-                self.enqueue(plan);
-                self.retry_refused();
+                self.reconciler.graced(fence);
                 self.close_graced(fence);
             }
             Err(error) => {
                 // Without it nothing is reused; the next plan or sweep tries again.
                 tracing::warn!(%error, "a grace period could not be waited for");
-                self.fence = self.fence.max(Some(fence));
+                self.reconciler.not_graced(fence);
                 return;
             }
         }
@@ -432,28 +360,21 @@ impl Agent {
         if !self.device_problems.is_empty() {
             self.update_machine();
         }
-        let graced = self.planner.graced_fence();
-        let flows = match self.datapath.flows() {
+        let graced = self.reconciler.planner().graced_fence();
+        let (flows, capacity) = match self.datapath.flows() {
             Ok(flows) => flows,
             Err(error) => {
                 tracing::warn!(%error, "the flow table cannot be read");
                 return;
             }
         };
-        self.flows = flows.fill;
-        let open: Vec<_> = (self.planner.gone())
+        self.flows = (flows.used, capacity);
+        let open: Vec<_> = (self.reconciler.planner().gone())
             .filter(|id| self.datapath.has_open_sockets(*id).unwrap_or(true))
             .collect();
         self.close_open(&open);
-        let plan = self.planner.collect(graced, |id| {
-            flows.by_backend.contains_key(&id) || open.contains(&id)
-        });
-        self.enqueue(plan);
-        if self.planner.bits_stale() {
-            let plan = self.planner.rebuild_bits(graced, &flows.bits);
-            self.enqueue(plan);
-        }
-        self.retry_refused();
+        let in_use = |id| flows.by_backend.contains_key(&id) || open.contains(&id);
+        self.reconciler.sweep(graced, in_use, &flows.bits);
         self.write();
         self.report();
     }

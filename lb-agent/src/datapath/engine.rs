@@ -5,7 +5,7 @@ use super::cgroup;
 use super::cleanup;
 use super::directory::{Directory, Lock};
 use super::error::{CleanupError, StartError};
-use super::flows::{self, FlowUse};
+use super::flows;
 use super::load::{self, Programs};
 use super::local::Local;
 use super::opt_out::OptedOut;
@@ -18,7 +18,7 @@ use super::verify;
 use super::view::Fill;
 use crate::model::{Options as ModelOptions, node::NodeFacts};
 use crate::net::Facts;
-use crate::plan::{Op, Planner, Used};
+use crate::plan::{FlowUse, Op, Planner, Used};
 use lb_common::addr::BackendId;
 use lb_common::hash::HashKeys;
 use lb_common::table::{Config, ConfigFlags, SocketMode, name};
@@ -205,7 +205,8 @@ impl Datapath {
         node: &NodeFacts,
     ) -> io::Result<Vec<DeviceProblem>> {
         let (directory, keys) = (&self.directory, self.config.hash_keys);
-        let in_use = || flows::scan(directory, &keys, |_| None).map(|used| used.snat_addresses);
+        let in_use =
+            || flows::scan(directory, &keys, |_| None).map(|(used, _)| used.snat_addresses);
         self.local
             .update(&mut self.tables, facts, model, node, &in_use)?;
         if self.succeeds_another_layout {
@@ -234,8 +235,8 @@ impl Datapath {
             .collect()
     }
 
-    /// Looks at every flow.
-    pub(crate) fn flows(&mut self) -> io::Result<FlowUse> {
+    /// Looks at every flow; also, how many records there are.
+    pub(crate) fn flows(&mut self) -> io::Result<(FlowUse, u64)> {
         let tables = std::cell::RefCell::new(&mut self.tables);
         flows::scan(&self.directory, &self.config.hash_keys, |id| {
             tables.borrow_mut().backend(id)

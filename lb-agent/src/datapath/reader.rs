@@ -11,6 +11,7 @@ use super::sys;
 use super::tables::{backend_of, read_frontends, read_per_cpu};
 use super::view::{EndpointView, Fill, FrontendView, LinkView, ServiceView, StatusView};
 use crate::model::desired::{Family, FrontendAddress, ServicePortName};
+use crate::plan::FlowUse;
 use aya_obj::generated::bpf_map_type;
 use lb_common::addr::{BackendId, ServiceId};
 use lb_common::table::{
@@ -185,7 +186,7 @@ impl Reader {
         let frontends = read_frontends(self.frontends.0.as_fd())
             .map_err(step("read", name::FRONTENDS))?
             .len();
-        let flows = self.flows()?.fill;
+        let (flows, capacity) = self.flows()?;
         let fill = |table, used: u64, capacity: u64| Fill {
             table,
             used,
@@ -208,7 +209,7 @@ impl Reader {
                 frontends as u64,
                 u64::from(self.frontends.1),
             ),
-            fill(name::FLOWS, flows.0, flows.1),
+            fill(name::FLOWS, flows.used, capacity),
         ])
     }
 
@@ -293,7 +294,7 @@ impl Reader {
         Ok(by_service)
     }
 
-    fn flows(&self) -> Result<flows::FlowUse, ReadError> {
+    fn flows(&self) -> Result<(FlowUse, u64), ReadError> {
         let words = self
             .config
             .lock()
@@ -305,7 +306,7 @@ impl Reader {
     }
 
     fn active_flows(&self) -> Result<HashMap<BackendId, u64>, ReadError> {
-        self.flows().map(|flows| flows.active)
+        self.flows().map(|(flows, _)| flows.active)
     }
 
     fn endpoint_view(

@@ -59,7 +59,7 @@ impl Planner {
     }
 
     /// The bits of a live flow: its request, at whatever frontend, and its reply.
-    pub fn mark_flow(
+    pub(super) fn mark_flow(
         keys: &HashKeys,
         bits: &mut AddressBits,
         frontend: &Endpoint,

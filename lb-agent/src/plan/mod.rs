@@ -17,7 +17,9 @@ mod any_port;
 mod bits;
 mod compact;
 mod extents;
+mod flow_use;
 mod ids;
+pub mod memory;
 mod op;
 mod range;
 mod record;
@@ -27,6 +29,7 @@ pub mod sockets;
 mod tests;
 
 pub use adopt::Held;
+pub use flow_use::FlowUse;
 pub use op::{Op, Plan, Refused, Resource};
 
 use crate::model::desired::{Desired, DesiredService, ServicePortName};

@@ -1,19 +1,17 @@
 //! The plan against tables in memory: every prefix of every plan must leave a state that serves,
 //! and every history must end in the state a fresh start would have made.
 
-use super::{Fence, Held, Limits, Op, Plan, Planner};
+use super::{Fence, Limits, Op, Plan, Planner, memory};
 use crate::model::desired::{
     Desired, DesiredEndpoint, DesiredFrontend, DesiredService, Family, FrontendAddress, ObjectName,
     ServicePortName,
 };
 use lb_common::addr::{Addr, BackendId, Port, Protocol, ServiceId};
 use lb_common::hash::HashKeys;
-use lb_common::table::{
-    AddressBits, Backend, BackendState, EmptyAction, Frontend, FrontendKey, FrontendKind,
-    Membership, Service, ServiceFlags, Slot, SourceRange, Window,
-};
+use lb_common::host::HostTables;
+use lb_common::table::{AddressBits, BackendState, EmptyAction, FrontendKind, Membership};
 use proptest::prelude::*;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 const LIMITS: Limits = Limits {
@@ -25,214 +23,44 @@ const LIMITS: Limits = Limits {
 };
 
 fn keys() -> HashKeys {
-    HashKeys::from_random([1, 2, 3, 4, 5, 6, 7, 8])
+    HostTables::of_node().config.hash_keys
 }
 
-/// The tables, as plain memory.
+/// The tables, and whose the ids in them are.
 #[derive(Clone)]
 struct Memory {
-    bits: Box<AddressBits>,
-    names: BTreeMap<ServiceId, ServicePortName>,
-    services: Vec<Service>,
-    slots: Vec<Slot>,
-    backends: Vec<Backend>,
-    frontends: HashMap<FrontendKey, Frontend>,
-    ranges: BTreeSet<SourceRange>,
+    tables: HostTables,
+    names: memory::Names,
 }
 
 impl Memory {
     fn new(limits: Limits) -> Self {
+        let mut tables = HostTables::of_node();
+        memory::allocate(&mut tables, &limits);
         Self {
-            bits: Box::new(AddressBits::EMPTY),
-            names: BTreeMap::new(),
-            services: vec![Service::default(); limits.services as usize],
-            slots: vec![Slot::default(); limits.slots as usize],
-            backends: vec![Backend::default(); limits.backends as usize],
-            frontends: HashMap::new(),
-            ranges: BTreeSet::new(),
+            tables,
+            names: memory::Names::new(),
         }
     }
 
     fn write(&mut self, op: &Op) {
-        match op {
-            Op::Backend(id, backend) => self.backends[id.0 as usize] = *backend,
-            Op::Bits { index, value } => self.bits.words[*index] = *value,
-            Op::Slots { start, slots } => {
-                self.slots[*start as usize..][..slots.len()].copy_from_slice(slots);
-            }
-            Op::Name(id, name) => {
-                self.names.insert(*id, name.clone());
-            }
-            Op::RemoveName(id) => {
-                self.names.remove(id);
-            }
-            Op::ResetCounters(_) => {}
-            Op::Window {
-                service,
-                local,
-                word,
-            } => {
-                let service = &mut self.services[service.0 as usize];
-                if *local {
-                    service.local = *word;
-                } else {
-                    service.cluster = *word;
-                }
-            }
-            Op::Policy {
-                service,
-                flags,
-                affinity_seconds,
-                algorithm,
-            } => {
-                let service = &mut self.services[service.0 as usize];
-                service.flags = *flags;
-                service.affinity_seconds = *affinity_seconds;
-                service.algorithm = *algorithm;
-            }
-            Op::ClearService(id) => self.services[id.0 as usize] = Service::default(),
-            Op::Frontend(key, value) => {
-                self.frontends.insert(*key, *value);
-            }
-            Op::RemoveFrontend(key) => {
-                self.frontends.remove(key);
-            }
-            Op::Range(range) => {
-                self.ranges.insert(*range);
-            }
-            Op::RemoveRange(range) => {
-                assert!(self.ranges.remove(range), "the kernel would fail");
-            }
+        if let Op::RemoveRange(range) = op {
+            assert!(self.tables.ranges.contains(range), "removed twice");
         }
-    }
-
-    fn held(&self) -> Held {
-        Held {
-            keys: keys(),
-            bits: self.bits.clone(),
-            names: self.names.iter().map(|(id, n)| (*id, n.clone())).collect(),
-            services: self
-                .names
-                .keys()
-                .map(|id| self.services[id.0 as usize])
-                .collect(),
-            backends: (0..)
-                .map(BackendId)
-                .zip(self.backends.iter().copied())
-                .filter(|(_, backend)| backend.state != BackendState::Free as u8)
-                .collect(),
-            frontends: self.frontends.iter().map(|(k, v)| (*k, *v)).collect(),
-            ranges: self.ranges.iter().copied().collect(),
-        }
+        memory::write(&mut self.tables, &mut self.names, op);
     }
 
     fn adopt(&self, limits: Limits) -> Planner {
-        Planner::adopt(limits, self.held(), |index| {
-            self.slots.get(index as usize).copied()
-        })
+        memory::adopt(&self.tables, &self.names, limits)
     }
 
-    /// What a client of a window gets: the endpoints, or what happens instead.
-    fn window(&self, id: ServiceId, word: u64) -> Result<BTreeSet<SocketAddr>, bool> {
-        let window = Window::from_word(word);
-        if window.count == 0 {
-            return Err(window.drops());
-        }
-        let slots = &self.slots[window.start as usize..][..usize::from(window.count)];
-        Ok(slots
-            .iter()
-            .map(|slot| {
-                assert_eq!(slot.service, id, "a slot of another service");
-                assert_eq!(slot.generation, window.generation, "a torn window");
-                let backend = &self.backends[slot.backend.0 as usize];
-                assert_ne!(backend.state, BackendState::Free as u8, "a free backend");
-                assert_eq!((backend.addr, backend.port), (slot.addr, slot.port));
-                assert_eq!(backend.service, id);
-                let bits =
-                    AddressBits::of_backend(&keys(), &slot.addr, slot.port, backend.protocol);
-                assert!(self.bits.has_all(bits), "replies would pass unseen");
-                SocketAddr::new(slot.addr.into(), slot.port.number())
-            })
-            .collect())
-    }
-
-    /// What must hold at any moment, between any two writes.
     fn check(&self) {
-        for (key, frontend) in &self.frontends {
-            let bits = AddressBits::of_frontend(&keys(), key);
-            assert!(self.bits.has_all(bits), "the filter hides it");
-            if key.is_any_port() {
-                assert_eq!(*frontend, Frontend::ANY_PORT.sealed(&keys(), key));
-                let served = |(other, value): (&FrontendKey, &Frontend)| {
-                    other.addr == key.addr && value.kind == FrontendKind::ClusterIp as u8
-                };
-                assert!(self.frontends.iter().any(served), "no ClusterIP any more");
-                continue;
-            }
-            if frontend.is_guarded() {
-                let own = |range: &&SourceRange| range.who.service == frontend.service;
-                assert!(self.ranges.iter().any(|range| own(&range)), "closed to all");
-            }
-            let service = &self.services[frontend.service.0 as usize];
-            assert_ne!(service.flags & ServiceFlags::LIVE, 0, "leads to nothing");
-            assert!(self.names.contains_key(&frontend.service), "nameless");
-            let _ = self.window(frontend.service, service.cluster);
-            let _ = self.window(frontend.service, service.local);
-        }
+        memory::check(&self.tables, &self.names);
     }
 
-    /// Everything a client can tell, by frontend.
-    fn served(&self) -> BTreeMap<(String, u16), Seen> {
-        self.frontends
-            .iter()
-            .filter(|(key, _)| !key.is_any_port())
-            .map(|(key, frontend)| {
-                let service = &self.services[frontend.service.0 as usize];
-                let seen = Seen {
-                    name: self.names[&frontend.service].clone(),
-                    kind: frontend.kind,
-                    cluster: self.window(frontend.service, service.cluster),
-                    local: self.window(frontend.service, service.local),
-                    flags: service.flags,
-                    affinity_seconds: service.affinity_seconds,
-                    members: self.members(frontend.service),
-                    guarded: frontend.is_guarded(),
-                    ranges: (self.ranges.iter())
-                        .filter(|range| range.who.service == frontend.service)
-                        .map(|range| (range.bits, range.who.source))
-                        .collect(),
-                    refuses_others: (self.frontends).contains_key(&FrontendKey::any_port(key.addr)),
-                };
-                let address = format!("{} {}", key.addr, key.family);
-                ((address, key.port.number()), seen)
-            })
-            .collect()
+    fn served(&self) -> BTreeMap<(String, u16), memory::Served> {
+        memory::served(&self.tables, &self.names)
     }
-
-    fn members(&self, id: ServiceId) -> BTreeMap<SocketAddr, (u8, u8, u8)> {
-        self.backends
-            .iter()
-            .filter(|backend| backend.service == id && backend.is_usable())
-            .map(|b| {
-                let end = SocketAddr::new(b.addr.into(), b.port.number());
-                (end, (b.state, b.member, b.flags))
-            })
-            .collect()
-    }
-}
-
-#[derive(Clone, Debug, Eq, PartialEq)]
-struct Seen {
-    name: ServicePortName,
-    kind: u8,
-    cluster: Result<BTreeSet<SocketAddr>, bool>,
-    local: Result<BTreeSet<SocketAddr>, bool>,
-    flags: u32,
-    affinity_seconds: u32,
-    members: BTreeMap<SocketAddr, (u8, u8, u8)>,
-    guarded: bool,
-    ranges: BTreeSet<(u32, [u32; 4])>,
-    refuses_others: bool,
 }
 
 /// Writes a plan, checking after every write; waits for its grace period at once.
@@ -407,13 +235,13 @@ proptest! {
         let plan = planner.sync(&before);
         prop_assert_eq!(plan.ops, vec![]);
         collect(&mut planner, &mut memory);
-        prop_assert_eq!(&memory.bits, &fresh(&before).bits);
+        prop_assert_eq!(&memory.tables.bits, &fresh(&before).tables.bits);
         let used = planner.used();
-        let usable = memory.backends.iter().filter(|b| b.is_usable()).count();
+        let usable = memory.tables.backends.iter().filter(|b| b.is_usable()).count();
         prop_assert_eq!((used.services, used.backends), (before.len(), usable));
-        prop_assert_eq!((used.frontends, used.ranges), (memory.frontends.len(), memory.ranges.len()));
+        prop_assert_eq!((used.frontends, used.ranges), (memory.tables.frontends.len(), memory.tables.ranges.len()));
         let wanted: usize = before.values().map(|one| one.source_ranges.len()).sum();
-        prop_assert_eq!(memory.ranges.len(), wanted);
+        prop_assert_eq!(memory.tables.ranges.len(), wanted);
     }
 
     #[test]
@@ -433,12 +261,12 @@ proptest! {
             run(&mut next, &mut killed, &plan);
             prop_assert_eq!(killed.served(), fresh(&third).served());
             collect(&mut next, &mut killed);
-            prop_assert_eq!(&killed.bits, &fresh(&third).bits);
+            prop_assert_eq!(&killed.tables.bits, &fresh(&third).tables.bits);
             let names: BTreeSet<_> = killed.names.values().cloned().collect();
             prop_assert_eq!(names.len(), killed.names.len());
             prop_assert_eq!(names, third.keys().cloned().collect());
-            prop_assert_eq!(killed.frontends.len(), fresh(&third).frontends.len());
-            prop_assert_eq!(killed.ranges.len(), fresh(&third).ranges.len());
+            prop_assert_eq!(killed.tables.frontends.len(), fresh(&third).tables.frontends.len());
+            prop_assert_eq!(killed.tables.ranges.len(), fresh(&third).tables.ranges.len());
         }
     }
 }
@@ -463,7 +291,11 @@ fn a_service_recreated_under_another_name_gets_another_id_and_its_frontend_is_re
     let old = id_of(&memory, "old");
     let mut planner = memory.adopt(LIMITS);
     let plan = planner.sync(&second);
-    let mut keys = memory.frontends.keys().filter(|key| !key.is_any_port());
+    let mut keys = memory
+        .tables
+        .frontends
+        .keys()
+        .filter(|key| !key.is_any_port());
     let key = *keys.next().expect("one frontend");
     for op in &plan.ops {
         assert_ne!(
@@ -475,7 +307,7 @@ fn a_service_recreated_under_another_name_gets_another_id_and_its_frontend_is_re
         memory.check();
     }
     assert_ne!(id_of(&memory, "new"), old);
-    assert_eq!(memory.frontends[&key].service, id_of(&memory, "new"));
+    assert_eq!(memory.tables.frontends[&key].service, id_of(&memory, "new"));
 }
 
 #[test]
@@ -487,7 +319,7 @@ fn ids_windows_and_backends_survive_a_restart() {
     let more = desired(&[("a", service(&[1], &[1, 2, 4])), ("b", service(&[2], &[3]))]);
     for op in planner.sync(&more).ops {
         if let Op::Backend(id, backend) = op {
-            let old = &memory.backends[id.0 as usize];
+            let old = &memory.tables.backends[id.0 as usize];
             assert_eq!(old.state, BackendState::Free as u8, "{backend:?}");
         }
     }
@@ -526,14 +358,14 @@ fn a_removed_backend_stays_while_flows_use_it_and_its_id_is_not_given_out() {
     let [gone] = gone[..] else {
         panic!("one backend left: {gone:?}")
     };
-    let record = memory.backends[gone.0 as usize];
+    let record = memory.tables.backends[gone.0 as usize];
     assert_eq!((record.state, record.member), (BackendState::Gone as u8, 0));
     let graced = planner.graced_fence();
     assert_eq!(planner.collect(graced, |id| id == gone).ops, vec![]);
     // It comes back: the same id, so that its flows and its clients' affinity find it again.
     let plan = planner.sync(&desired(&[("a", service(&[1], &[1, 2]))]));
     run(&mut planner, &mut memory, &plan);
-    let record = memory.backends[gone.0 as usize];
+    let record = memory.tables.backends[gone.0 as usize];
     assert_eq!(record.state, BackendState::Active as u8);
     assert_eq!(record.member, Membership::CLUSTER);
     assert_eq!(
@@ -631,7 +463,7 @@ fn equal_sets_share_one_window() {
         endpoint.local = true;
     }
     let memory = fresh(&desired(&[("a", one)]));
-    let record = &memory.services[id_of(&memory, "a").0 as usize];
+    let record = &memory.tables.services[id_of(&memory, "a").0 as usize];
     assert_eq!(record.cluster, record.local);
 }
 

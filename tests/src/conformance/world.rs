@@ -6,12 +6,12 @@ use lb_agent::model::desired::{Family, ObjectName};
 use lb_agent::model::frontend::local_addresses;
 use lb_agent::model::node::NodeFacts;
 use lb_agent::model::{NodePortAddresses, Options, PodDetection, State};
-use lb_agent::plan::{Limits, Op, Plan, Planner};
+use lb_agent::plan::{Limits, Plan, Planner, memory};
 use lb_agent::source::{Change, Kind, Object};
 use lb_common::addr::Addr;
 use lb_common::flow::HostBuckets;
 use lb_common::host::{HostTables, PacketWorld};
-use lb_common::table::{Backend, Config, Service, Slot, SnatAddresses};
+use lb_common::table::{Config, SnatAddresses};
 use lb_common::verdict::Reason;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -180,6 +180,7 @@ pub(super) const SNAT_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xfff
 
 fn tables_of(config: &Config) -> HostTables {
     let mut tables = HostTables::new(*config);
+    memory::allocate(&mut tables, &LIMITS);
     tables.snat_pool = vec![Addr::UNSPECIFIED, SNAT_V4.into(), SNAT_V6.into()];
     tables.snat.insert(0, SnatAddresses { v4: 1, v6: 2 });
     tables
@@ -190,6 +191,8 @@ pub(super) struct World {
     pub(super) state: State,
     pub(super) packets: PacketWorld,
     planner: Planner,
+    /// For people; no packet asks for them.
+    names: memory::Names,
     local_ips: Vec<IpAddr>,
 }
 
@@ -215,6 +218,7 @@ impl World {
         let mut world = Self {
             state,
             planner: Planner::new(LIMITS, config.hash_keys),
+            names: memory::Names::new(),
             packets: PacketWorld::new(tables_of(&config), 0x5eed),
             local_ips,
         };
@@ -305,9 +309,8 @@ impl World {
     }
 
     fn write(&mut self, plan: Plan) {
-        let tables = &mut self.packets.tables;
-        for op in plan.ops {
-            write_op(tables, op);
+        for op in &plan.ops {
+            memory::write(&mut self.packets.tables, &mut self.names, op);
         }
         if let Some(fence) = plan.fence {
             // No program runs between two steps of a case.
@@ -315,66 +318,6 @@ impl World {
             self.write(graced);
         }
     }
-}
-
-fn write_op(tables: &mut HostTables, op: Op) {
-    match op {
-        Op::Backend(id, backend) => *at(&mut tables.backends, id.0, Backend::default) = backend,
-        Op::Bits { index, value } => tables.bits.words[index] = value,
-        Op::Slots { start, slots } => {
-            for (index, slot) in (start..).zip(slots) {
-                *at(&mut tables.slots, index, Slot::default) = slot;
-            }
-        }
-        Op::Window {
-            service,
-            local,
-            word,
-        } => {
-            let service = at(&mut tables.services, service.0, Service::default);
-            if local {
-                service.local = word;
-            } else {
-                service.cluster = word;
-            }
-        }
-        Op::Policy {
-            service,
-            flags,
-            affinity_seconds,
-            algorithm,
-        } => {
-            let service = at(&mut tables.services, service.0, Service::default);
-            service.flags = flags;
-            service.affinity_seconds = affinity_seconds;
-            service.algorithm = algorithm;
-        }
-        Op::Frontend(key, frontend) => {
-            tables.frontends.insert(key, frontend);
-        }
-        Op::Range(range) => {
-            if !tables.ranges.contains(&range) {
-                tables.ranges.push(range);
-            }
-        }
-        Op::RemoveRange(range) => tables.ranges.retain(|other| *other != range),
-        Op::RemoveFrontend(key) => {
-            tables.frontends.remove(&key);
-        }
-        Op::ClearService(id) => {
-            *at(&mut tables.services, id.0, Service::default) = Service::default();
-        }
-        // Names and counters are for people; no packet asks for them.
-        Op::Name(..) | Op::RemoveName(_) | Op::ResetCounters(_) => {}
-    }
-}
-
-fn at<T: Clone>(table: &mut Vec<T>, index: u32, empty: fn() -> T) -> &mut T {
-    let index = index as usize;
-    if table.len() <= index {
-        table.resize(index + 1, empty());
-    }
-    &mut table[index]
 }
 
 /// An object as the API would deliver it.

@@ -15,9 +15,9 @@ impl Agent {
         if !ready || !self.datapath.succeeds_another_layout() {
             return;
         }
-        let taken = self
-            .datapath
-            .take_over(&self.facts, self.state.options(), &self.node);
+        let taken =
+            self.datapath
+                .take_over(&self.facts, self.reconciler.state().options(), &self.node);
         match taken {
             Ok(removed) => {
                 for directory in removed {
@@ -38,20 +38,20 @@ impl Agent {
     pub(super) fn take_facts(&mut self, facts: Facts) {
         let own = facts.own_addresses().map(|own| own.address).collect();
         self.facts = facts;
-        let dirty = self.state.set_host_addresses(own);
+        let follows = self.reconciler.set_host_addresses(own);
         self.update_machine();
         self.take_over();
-        if self.planned && !dirty.is_empty() {
-            let plan = self.plan_for(&dirty);
-            self.enqueue(plan);
+        if follows {
             self.write();
         }
     }
 
     pub(super) fn update_machine(&mut self) {
-        let updated = self
-            .datapath
-            .update_machine(&self.facts, self.state.options(), &self.node);
+        let updated = self.datapath.update_machine(
+            &self.facts,
+            self.reconciler.state().options(),
+            &self.node,
+        );
         let problems = match updated {
             Ok(problems) => problems,
             Err(error) => vec![DeviceProblem {
@@ -85,7 +85,7 @@ impl Agent {
             (Family::V4, IpAddr::from(Ipv4Addr::UNSPECIFIED)),
             (Family::V6, IpAddr::from(Ipv6Addr::UNSPECIFIED)),
         ] {
-            let options = self.state.options();
+            let options = self.reconciler.state().options();
             let chosen = select_node_port_addresses(options, &self.node, &own, family);
             if chosen.match_all {
                 found.push(all);
@@ -97,7 +97,10 @@ impl Agent {
     }
 
     pub(super) fn configure(&mut self) {
-        if let Err(error) = self.datapath.configure(self.state.options(), &self.node) {
+        if let Err(error) = self
+            .datapath
+            .configure(self.reconciler.state().options(), &self.node)
+        {
             tracing::error!(%error, "the configuration cannot be written");
         }
         self.update_machine();
@@ -105,7 +108,7 @@ impl Agent {
 
     /// Takes the pods that are opted out of socket balancing, once it is known which.
     pub(super) fn follow_pods(&mut self) {
-        if let Some(pods) = self.state.take_opted_out()
+        if let Some(pods) = self.reconciler.take_opted_out()
             && self.pods.want(pods)
         {
             self.look_for_pods();
@@ -136,7 +139,7 @@ impl Agent {
     fn mend(&mut self, wrong: &str) -> u64 {
         let mended = self
             .datapath
-            .mend(&self.facts, self.state.options(), &self.node);
+            .mend(&self.facts, self.reconciler.state().options(), &self.node);
         match mended {
             Ok(0) => {
                 tracing::error!(wrong, "the datapath does not work as it should");

@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 impl Agent {
     /// Publishes what is refused, and says it once.
     pub(super) fn report(&mut self) {
-        let mut refusals: BTreeSet<Refusal> = self
-            .state
+        let (state, planner) = (self.reconciler.state(), self.reconciler.planner());
+        let mut refusals: BTreeSet<Refusal> = state
             .refusals()
             .iter()
             .map(|refusal| Refusal {
@@ -17,18 +17,12 @@ impl Agent {
                 message: refusal.to_string(),
             })
             .collect();
-        refusals.extend(
-            self.planner
-                .refused()
-                .iter()
-                .map(|(name, refused)| Refusal {
-                    object: name.to_string(),
-                    reason: refused.reason().to_owned(),
-                    message: format!("Service {name}: {}", refused.message()),
-                }),
-        );
-        let not_served: Vec<Refusal> = self
-            .state
+        refusals.extend(planner.refused().iter().map(|(name, refused)| Refusal {
+            object: name.to_string(),
+            reason: refused.reason().to_owned(),
+            message: format!("Service {name}: {}", refused.message()),
+        }));
+        let not_served: Vec<Refusal> = state
             .not_served()
             .iter()
             .map(|one| Refusal {
@@ -47,8 +41,8 @@ impl Agent {
             );
         }
         self.told = all;
-        let (services, endpoints) = self.planner.served();
-        let fill = self.datapath.fill(self.planner.used(), self.flows);
+        let (services, endpoints) = planner.served();
+        let fill = self.datapath.fill(planner.used(), self.flows);
         let devices = self.datapath.device_names(&self.facts);
         self.snapshot.send_modify(|snapshot| {
             snapshot.refusals = refusals.into_iter().collect();

@@ -17,8 +17,6 @@ const TOLD: usize = 64;
 /// What is known of removed endpoints whose sockets are to be closed.
 #[derive(Debug, Default)]
 pub(super) struct Closing {
-    /// They left with writes that are not done yet; with the moment they are to be looked for again.
-    left: Vec<(Option<Fence>, BackendId)>,
     /// Looked for once.
     again: Vec<(Fence, BackendId)>,
     /// To be looked for when the look under way is over.
@@ -29,17 +27,10 @@ pub(super) struct Closing {
     unsupported: bool,
 }
 
-impl Closing {
-    /// These UDP backends leave with writes that are under way.
-    pub(super) fn leave(&mut self, fence: Option<Fence>, left: Vec<BackendId>) {
-        self.left.extend(left.into_iter().map(|id| (fence, id)));
-    }
-}
-
 impl Agent {
     /// The removals are written.
     pub(super) fn close_left(&mut self) {
-        let left = std::mem::take(&mut self.closing.left);
+        let left = self.reconciler.take_left();
         let again = left.iter().filter_map(|(fence, id)| Some(((*fence)?, *id)));
         self.closing.again.extend(again);
         self.close_sockets(left.into_iter().map(|(_, id)| id));
@@ -69,7 +60,7 @@ impl Agent {
         let mut gone: HashMap<BackendId, Endpoint> = HashMap::new();
         for id in std::mem::take(&mut self.closing.next) {
             // What came back in the meantime keeps its sockets.
-            if let Some(end) = self.planner.gone_datagrams(id)
+            if let Some(end) = self.reconciler.planner().gone_datagrams(id)
                 && self.datapath.has_open_sockets(id).unwrap_or(true)
             {
                 gone.insert(id, end);

@@ -10,7 +10,7 @@ use std::borrow::Cow;
 /// An object, or its metadata and what is wrong with the rest. kube's `DeserializeGuard` does the
 /// same, at the price of two copies of every object.
 #[derive(Clone, Debug)]
-pub(super) enum Guarded<K> {
+pub enum Guarded<K> {
     /// It decodes.
     Object(K),
     /// It does not.

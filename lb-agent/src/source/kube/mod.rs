@@ -2,7 +2,8 @@
 
 pub mod client;
 pub mod event;
-mod guard;
+pub mod guard;
+pub mod reading;
 pub mod requests;
 pub mod trouble;
 mod watch;
@@ -14,10 +15,11 @@ use client::Servers;
 use k8s_openapi::api::core::v1::{Endpoints, Namespace, Node, Pod, PodStatus, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
+use reading::Watched;
 use std::collections::{BTreeMap, BTreeSet};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use watch::{Watch, Watched};
+use watch::Watch;
 
 /// The API server of a cluster.
 #[derive(Clone)]
@@ -72,7 +74,8 @@ impl KubeSource {
 }
 
 /// Services, as kube-proxy asks for them (`SERVICE-SEMANTICS` 1).
-struct Services;
+#[derive(Debug)]
+pub struct Services;
 
 impl Watched for Services {
     type Resource = Service;
@@ -91,7 +94,8 @@ impl Watched for Services {
 }
 
 /// EndpointSlices of Services that are not headless.
-struct Slices;
+#[derive(Debug)]
+pub struct Slices;
 
 impl Watched for Slices {
     type Resource = EndpointSlice;
@@ -106,8 +110,8 @@ impl Watched for Slices {
 }
 
 /// Endpoints, told as slices.
-#[derive(Default)]
-struct OldEndpoints {
+#[derive(Debug, Default)]
+pub struct OldEndpoints {
     told: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
     /// What was told before the listing that is under way.
     before: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
@@ -161,8 +165,10 @@ impl Watched for OldEndpoints {
 }
 
 /// This node.
-struct OwnNode {
-    name: String,
+#[derive(Debug)]
+pub struct OwnNode {
+    /// Its name.
+    pub name: String,
 }
 
 impl Watched for OwnNode {
@@ -223,7 +229,8 @@ impl Watched for Namespaces {
 }
 
 /// The ranges ClusterIPs come from (Kubernetes 1.33).
-struct ServiceRanges;
+#[derive(Debug)]
+pub struct ServiceRanges;
 
 impl Watched for ServiceRanges {
     type Resource = ServiceCIDR;

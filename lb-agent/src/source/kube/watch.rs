@@ -2,16 +2,13 @@
 
 use super::client::Servers;
 use super::guard::Guarded;
+use super::reading::{Reading, Watched};
 use super::trouble::{Meaning, sentence};
-use crate::model::desired::ObjectName;
 use crate::source::backoff::{Backoff, Failure};
-use crate::source::{Change, Kind, Problem, Report, SourceRefusal};
+use crate::source::{Change, Kind, Report, SourceRefusal};
 use futures::StreamExt;
 use kube::runtime::watcher::{self, Event, InitialListStrategy, ListSemantic, watcher};
-use kube::{Api, Client, Resource};
-use serde::de::DeserializeOwned;
-use std::collections::BTreeSet;
-use std::fmt::Debug;
+use kube::{Api, Client};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,49 +20,6 @@ const WATCH_SECONDS: u32 = 240;
 const PAGE: u32 = 500;
 /// A streaming list that says nothing for this long is not going to.
 const STREAM_SILENCE: Duration = Duration::from_secs(30);
-
-/// A resource and what its objects become.
-pub(super) trait Watched {
-    /// The resource.
-    type Resource: kube::Resource<DynamicType = ()>
-        + Clone
-        + Debug
-        + DeserializeOwned
-        + Send
-        + 'static;
-    /// The kind its changes are of.
-    const KIND: Kind;
-    /// Its name as RBAC has it.
-    const NAME: &'static str;
-    /// The label selector.
-    const LABELS: Option<&'static str> = None;
-    /// API servers that do not have it are no trouble.
-    const OPTIONAL: bool = false;
-
-    /// The field selector.
-    fn fields(&self) -> Option<String> {
-        None
-    }
-
-    /// A listing begins.
-    fn restarted(&mut self) {}
-
-    /// The listing is complete.
-    fn completed(&mut self) {}
-
-    /// An object exists and does not decode.
-    fn undecodable(&mut self, name: ObjectName) -> Vec<Change> {
-        vec![Change::Keep(Self::KIND, name)]
-    }
-
-    /// An object exists.
-    fn applied(&mut self, resource: Self::Resource) -> Vec<Change>;
-
-    /// An object is gone.
-    fn deleted(&mut self, name: ObjectName) -> Vec<Change> {
-        vec![Change::Delete(Self::KIND, name)]
-    }
-}
 
 /// What every watch needs.
 pub(super) struct Watch {
@@ -93,18 +47,16 @@ enum Left {
 }
 
 /// State of one watch over its streams.
-struct Progress {
+struct Progress<W> {
     strategy: Strategy,
     backoff: Backoff,
     said: Option<String>,
-    /// Objects that do not decode, and those of them that the listing under way has not named yet.
-    undecodable: BTreeSet<ObjectName>,
-    unlisted: BTreeSet<ObjectName>,
+    reading: Reading<W>,
 }
 
 impl Watch {
     /// Follows a resource until nobody listens any more.
-    pub(super) async fn follow<W: Watched>(&self, mut watched: W) {
+    pub(super) async fn follow<W: Watched>(&self, watched: W) {
         let mut progress = Progress {
             strategy: Strategy {
                 streaming: true,
@@ -112,19 +64,21 @@ impl Watch {
             },
             backoff: Backoff::default(),
             said: None,
-            undecodable: BTreeSet::new(),
-            unlisted: BTreeSet::new(),
+            reading: Reading::new(watched),
         };
-        while let Left::Reopen = self.stream(&mut watched, &mut progress).await {}
+        while let Left::Reopen = self.stream(&mut progress).await {}
     }
 
-    async fn stream<W: Watched>(&self, watched: &mut W, progress: &mut Progress) -> Left {
+    async fn stream<W: Watched>(&self, progress: &mut Progress<W>) -> Left {
         let Some((number, server, client)) = self.servers.current() else {
             return Left::Closed;
         };
         let (answered, mut answers) = tokio_watch::channel(());
         let api: Api<Guarded<W::Resource>> = Api::all(noting(client, answered));
-        let mut stream = pin!(watcher(api, config(watched, progress.strategy)));
+        let mut stream = pin!(watcher(
+            api,
+            config(progress.reading.watched(), progress.strategy)
+        ));
         let mut listing = false;
         loop {
             let silent = progress.strategy.streaming && listing;
@@ -140,7 +94,7 @@ impl Watch {
                 next = next => next,
                 // A watch that goes on where it was says nothing until something changes.
                 Ok(()) = answers.changed(), if progress.said.is_some() => {
-                    if !self.resolved::<W>(progress).await {
+                    if !self.resolved(progress).await {
                         return Left::Closed;
                     }
                     continue;
@@ -161,7 +115,7 @@ impl Watch {
                         Event::InitDone => false,
                         _ => listing,
                     };
-                    if !self.take::<W>(event, watched, progress).await {
+                    if !self.take(event, progress).await {
                         return Left::Closed;
                     }
                     continue;
@@ -171,7 +125,7 @@ impl Watch {
             // What was answered before is no proof of what comes after.
             answers.mark_unchanged();
             let place = (number, server);
-            if let Some(left) = self.failed::<W>(&error, place, progress).await {
+            if let Some(left) = self.failed(&error, place, progress).await {
                 return left;
             }
         }
@@ -183,12 +137,12 @@ impl Watch {
         &self,
         error: &watcher::Error,
         (number, server): (usize, &str),
-        progress: &mut Progress,
+        progress: &mut Progress<W>,
     ) -> Option<Left> {
         if progress.strategy.give_up(error) {
             return Some(Left::Reopen);
         }
-        if !self.trouble::<W>(error, server, progress).await {
+        if !self.trouble(error, server, progress).await {
             return Some(Left::Closed);
         }
         let failure = match Meaning::of(error) {
@@ -210,17 +164,16 @@ impl Watch {
     async fn take<W: Watched>(
         &self,
         event: Event<Guarded<W::Resource>>,
-        watched: &mut W,
-        progress: &mut Progress,
+        progress: &mut Progress<W>,
     ) -> bool {
         // `Init` proves nothing: in list mode each failing attempt begins with it.
         if matches!(event, Event::InitDone | Event::Apply(_) | Event::Delete(_)) {
             progress.backoff.reset();
-            if !self.resolved::<W>(progress).await {
+            if !self.resolved(progress).await {
                 return false;
             }
         }
-        let (changes, reports) = progress.read(event, watched);
+        let (changes, reports) = progress.reading.read(event);
         for report in reports {
             if self.reports.send(report).await.is_err() {
                 return false;
@@ -235,7 +188,7 @@ impl Watch {
     }
 
     /// Tells that the trouble is over, if there was one. False if nobody listens.
-    async fn resolved<W: Watched>(&self, progress: &mut Progress) -> bool {
+    async fn resolved<W: Watched>(&self, progress: &mut Progress<W>) -> bool {
         if progress.said.take().is_none() {
             return true;
         }
@@ -251,12 +204,12 @@ impl Watch {
         &self,
         error: &watcher::Error,
         server: &str,
-        progress: &mut Progress,
+        progress: &mut Progress<W>,
     ) -> bool {
         let meaning = Meaning::of(error);
         if W::OPTIONAL && meaning == Meaning::Absent {
             // The server answers: whatever hindered it is over.
-            return self.resolved::<W>(progress).await;
+            return self.resolved(progress).await;
         }
         let Some(problem) = meaning.problem() else {
             return true;
@@ -278,70 +231,6 @@ impl Watch {
         };
         self.reports.send(Report::Refused(refusal)).await.is_ok()
     }
-}
-
-impl Progress {
-    /// What an event means, and what there is to say of it.
-    fn read<W: Watched>(
-        &mut self,
-        event: Event<Guarded<W::Resource>>,
-        watched: &mut W,
-    ) -> (Vec<Change>, Vec<Report>) {
-        match event {
-            Event::Init => {
-                watched.restarted();
-                self.unlisted.clone_from(&self.undecodable);
-                (vec![Change::Restart(W::KIND)], Vec::new())
-            }
-            Event::InitDone => {
-                watched.completed();
-                let gone = std::mem::take(&mut self.unlisted);
-                let reports = gone.iter().filter_map(|name| self.decodes::<W>(name));
-                (vec![Change::Complete(W::KIND)], reports.collect())
-            }
-            Event::InitApply(Guarded::Object(resource))
-            | Event::Apply(Guarded::Object(resource)) => {
-                let resolved = self.decodes::<W>(&ObjectName::of(resource.meta()));
-                (watched.applied(resource), resolved.into_iter().collect())
-            }
-            Event::InitApply(Guarded::Undecodable { metadata, reason })
-            | Event::Apply(Guarded::Undecodable { metadata, reason }) => {
-                let name = ObjectName::of(&metadata);
-                self.unlisted.remove(&name);
-                self.undecodable.insert(name.clone());
-                let report = Report::Refused(SourceRefusal {
-                    problem: Problem::Undecodable,
-                    object: format!("{} {name}", kind_of::<W>()),
-                    file: None,
-                    sentence: format!(
-                        "{} {name} cannot be decoded: {reason}; what is known of it stays, all \
-                         others go on",
-                        kind_of::<W>()
-                    ),
-                });
-                (watched.undecodable(name), vec![report])
-            }
-            Event::Delete(resource) => {
-                let name = ObjectName::of(resource.meta());
-                let resolved = self.decodes::<W>(&name);
-                (watched.deleted(name), resolved.into_iter().collect())
-            }
-        }
-    }
-
-    /// An object decodes again, or is gone: the trouble is over, if there was one.
-    fn decodes<W: Watched>(&mut self, name: &ObjectName) -> Option<Report> {
-        self.unlisted.remove(name);
-        self.undecodable.remove(name).then(|| Report::Resolved {
-            object: format!("{} {name}", kind_of::<W>()),
-            file: None,
-        })
-    }
-}
-
-/// The kind of a resource, as people write it.
-fn kind_of<W: Watched>() -> String {
-    <W::Resource as kube::Resource>::kind(&()).into_owned()
 }
 
 /// The identity of a watch in reports.
