@@ -11,26 +11,44 @@ pub const SILENCE: Duration = Duration::from_millis(500);
 
 /// How a TCP and a UDP attempt ended.
 pub fn attempts(from: &Place, server: SocketAddr) -> Result<[String; 2]> {
-    let tcp = from.call(|| {
-        let outcome = TcpStream::connect_timeout(&server, SILENCE).map(drop);
-        Ok(format!("{:?}", outcome.map_err(|error| error.kind())))
-    })?;
-    let udp = from.call(|| {
-        let socket = client::udp_socket(server)?;
-        socket.set_read_timeout(Some(SILENCE))?;
-        let outcome = socket
-            .connect(server)
-            .and_then(|()| socket.send(b"who\n"))
-            .and_then(|_| socket.recv(&mut [0; 64]))
-            .map(drop);
-        Ok(format!("{:?}", outcome.map_err(|error| error.kind())))
-    })?;
-    Ok([tcp, udp])
+    Ok([from.call(|| Ok(tcp(server)))?, from.call(|| udp(server))?])
+}
+
+/// How a TCP and a UDP attempt of each ended, all made at the same time: silence takes as long as it takes.
+pub fn attempts_together(askers: &[(&Place, SocketAddr)]) -> Result<Vec<[String; 2]>> {
+    let mut running = Vec::new();
+    for (from, server) in askers {
+        running.push([
+            from.spawn(|| Ok(tcp(*server)))?,
+            from.spawn(|| udp(*server))?,
+        ]);
+    }
+    let ended = running
+        .into_iter()
+        .map(|[tcp, udp]| Ok([tcp.wait()?, udp.wait()?]));
+    ended.collect()
+}
+
+fn tcp(server: SocketAddr) -> String {
+    let outcome = TcpStream::connect_timeout(&server, SILENCE).map(drop);
+    format!("{:?}", outcome.map_err(|error| error.kind()))
+}
+
+fn udp(server: SocketAddr) -> Result<String> {
+    let socket = client::udp_socket(server)?;
+    socket.set_read_timeout(Some(SILENCE))?;
+    let outcome = socket
+        .connect(server)
+        .and_then(|()| socket.send(b"who\n"))
+        .and_then(|_| socket.recv(&mut [0; 64]))
+        .map(drop);
+    Ok(format!("{:?}", outcome.map_err(|error| error.kind())))
 }
 
 /// Repeats `attempt` until it succeeds: netlink events are followed, not awaited.
 pub fn soon(what: &str, mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
-    let end = Instant::now() + client::PATIENCE;
+    // Only a failing test waits that long.
+    let end = Instant::now() + client::PATIENCE * 6;
     loop {
         match attempt() {
             Ok(()) => return Ok(()),

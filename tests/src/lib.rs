@@ -9,6 +9,7 @@ pub mod conformance;
 pub mod control_plane;
 pub mod endtoend;
 pub mod foreign;
+pub mod health;
 pub mod island;
 pub mod kernel;
 pub mod link;

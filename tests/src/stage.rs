@@ -36,6 +36,8 @@ pub struct ServiceSpec {
     pub spec: String,
     /// Its endpoints: names of pods of the stage, or of nodes (`node0`) that have a server.
     pub endpoints: Vec<String>,
+    /// What an endpoint has instead of being ready: fields of the slice's endpoint.
+    pub states: BTreeMap<String, String>,
 }
 
 impl ServiceSpec {
@@ -49,7 +51,30 @@ impl ServiceSpec {
             sctp: false,
             spec: String::new(),
             endpoints: endpoints.iter().map(|name| (*name).to_owned()).collect(),
+            states: BTreeMap::new(),
         }
+    }
+
+    /// The same with these fields of `endpoint` in place of `conditions: {ready: true}`.
+    #[must_use]
+    pub fn state(mut self, endpoint: &str, fields: &str) -> Self {
+        self.states.insert(endpoint.to_owned(), fields.to_owned());
+        self
+    }
+
+    /// The same with `endpoint` on its way out, but still serving.
+    #[must_use]
+    pub fn terminating(self, endpoint: &str) -> Self {
+        let conditions = "conditions: {ready: false, serving: true, terminating: true}";
+        self.state(endpoint, conditions)
+    }
+
+    /// The same with other endpoints, all ready.
+    #[must_use]
+    pub fn served_by(mut self, endpoints: &[&str]) -> Self {
+        self.endpoints = endpoints.iter().map(|name| (*name).to_owned()).collect();
+        self.states.clear();
+        self
     }
 
     /// The same with a node port.
@@ -132,8 +157,13 @@ impl Stage {
     /// Two nodes with pods `a`, `b` on node 0 and `c` on node 1, each with a server of its name on
     /// [`TARGET_PORT`]. No agent yet.
     pub fn new(network: PodNetwork) -> Result<Self> {
+        Self::of(network, 2, &[(0, "a"), (0, "b"), (1, "c")])
+    }
+
+    /// Nodes and pods as a test wants them: each pod's node and name. No agent yet.
+    pub fn of(network: PodNetwork, nodes: usize, pods: &[(usize, &str)]) -> Result<Self> {
         lb_lab::require_root();
-        let lab = Lab::new(&[network, network])?;
+        let lab = Lab::new(&vec![network; nodes])?;
         let client = lab.add_client()?;
         let manifests = lab.dir().join("manifests");
         fs::create_dir_all(&manifests)?;
@@ -145,8 +175,8 @@ impl Stage {
             lab,
             manifests,
         };
-        for (node, name) in [(0, "a"), (0, "b"), (1, "c")] {
-            stage.add_pod(node, name)?;
+        for (node, name) in pods {
+            stage.add_pod(*node, name)?;
         }
         Ok(stage)
     }
@@ -251,10 +281,11 @@ impl Stage {
             for endpoint in &service.endpoints {
                 let (node, [v4, v6]) = self.endpoint(endpoint);
                 let address = if family == "IPv4" { v4 } else { v6 };
+                let state = service.states.get(endpoint);
+                let state = state.map_or("conditions: {ready: true}", String::as_str);
                 let _ = writeln!(
                     text,
-                    "- {{addresses: [\"{address}\"], nodeName: node{node}, \
-                     conditions: {{ready: true}}}}"
+                    "- {{addresses: [\"{address}\"], nodeName: node{node}, {state}}}"
                 );
             }
         }

@@ -4,9 +4,10 @@
 use anyhow::{Context, Result, ensure};
 use lb_lab::{Place, PodNetwork};
 use lb_tests::attempt::attempts;
+use lb_tests::health::ask as ask_health;
 use lb_tests::stage::{ServiceSpec, Stage};
-use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
 
 const MODES: [&str; 2] = ["all", "off"];
 
@@ -185,20 +186,6 @@ fn the_disallowed_get_silence_and_the_allowed_a_refusal_where_nobody_serves() ->
         }
         Ok(())
     })
-}
-
-/// Asks a health check node port: the status and the body.
-fn ask_health(from: &Place, server: SocketAddr) -> Result<(u16, String)> {
-    let text = from.call(|| {
-        let mut stream = TcpStream::connect_timeout(&server, lb_lab::client::PATIENCE)?;
-        stream.write_all(b"GET /whatever HTTP/1.1\r\nHost: lb\r\nConnection: close\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        Ok(text)
-    })?;
-    let status = text.split_whitespace().nth(1).unwrap_or_default().parse()?;
-    let body = text.rsplit("\r\n").next().unwrap_or_default();
-    Ok((status, body.to_owned()))
 }
 
 #[test]
