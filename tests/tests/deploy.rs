@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Container, PodSpec, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
-use lb_agent::config::parse_file;
+use lb_agent::config::{Settings, parse_file};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -192,11 +192,15 @@ fn patched(overlay: &str) -> Result<DaemonSet> {
                     operation["value"].clone();
             }
             Some("add") => {
-                ensure!(name == "-", "{path}: only ends of lists are added to here");
-                let items = parent
-                    .as_array_mut()
-                    .with_context(|| format!("{path} is no list"))?;
-                items.push(operation["value"].clone());
+                let value = operation["value"].clone();
+                match parent {
+                    Value::Array(items) if name == "-" => items.push(value),
+                    Value::Object(map) => {
+                        let former = map.insert(name.to_owned(), value);
+                        ensure!(former.is_none(), "{path} is there already");
+                    }
+                    _ => anyhow::bail!("{path}: only ends of lists and fields are added here"),
+                }
             }
             other => anyhow::bail!("{other:?} is not used here"),
         }
@@ -227,6 +231,82 @@ fn kubeadm_s_config_map_is_read_in_place_of_ours() -> Result<()> {
     // Everything else is the base's.
     ensure!(pod.volumes.iter().flatten().count() == before.volumes.iter().flatten().count());
     ensure!(container.security_context == before.containers[0].security_context);
+    Ok(())
+}
+
+#[test]
+fn what_looks_for_kube_proxy_by_its_label_finds_the_pods_in_its_place() -> Result<()> {
+    let set = patched("../kubeadm/daemonset-patch.yaml")?;
+    let overlay = fs::read_to_string(base().join("../kubeadm/kustomization.yaml"))?;
+    let overlay: Vec<Value> = serde_saphyr::from_multiple(&overlay)?;
+    ensure!(overlay[0]["namespace"] == "kube-system");
+    let spec = set.spec.context("no spec")?;
+    let labels = spec
+        .template
+        .metadata
+        .and_then(|metadata| metadata.labels)
+        .context("no labels")?;
+    ensure!(labels.get("k8s-app").map(String::as_str) == Some("kube-proxy"));
+    // The DaemonSet itself tells its pods by a label of their own, never by kube-proxy's.
+    let selector = spec.selector.match_labels.context("no selector")?;
+    ensure!(!selector.contains_key("k8s-app") && !selector.is_empty());
+    ensure!(
+        selector
+            .iter()
+            .all(|pair| labels.get(pair.0) == Some(pair.1))
+    );
+    Ok(())
+}
+
+#[test]
+fn kernel_settings_are_written_by_a_privileged_container_that_ends() -> Result<()> {
+    let pod = pod(patched("../kubeadm/daemonset-patch.yaml")?)?;
+    let [settings] = pod.init_containers.as_deref().unwrap_or_default() else {
+        anyhow::bail!(
+            "one container before the agent, not {:?}",
+            pod.init_containers
+        );
+    };
+    // The kubelet puts the node's name in.
+    let args = settings.args.iter().flatten();
+    let args: Vec<String> = args
+        .map(|arg| arg.replace("$(NODE_NAME)", "node0"))
+        .collect();
+    let parsed = lb_agent::cli::args::parse(&args).map_err(anyhow::Error::msg)?;
+    let lb_agent::cli::args::Command::Run(mut run) = parsed.command else {
+        anyhow::bail!("the container runs something else: {args:?}");
+    };
+    // kubeadm leaves the conntrack section to kube-proxy's defaults.
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("config.conf");
+    fs::write(
+        &file,
+        "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: \"\"\n",
+    )?;
+    run.config = Some(file);
+    let loaded = Settings::load(*run);
+    let kube_proxy = loaded
+        .map_err(|invalid| anyhow::anyhow!("{:?}", invalid.0))?
+        .kube_proxy;
+    ensure!(kube_proxy.init_only);
+    let close_wait = ("nf_conntrack_tcp_timeout_close_wait", 3600);
+    ensure!(kube_proxy.conntrack.timeouts.contains(&close_wait));
+    // A container that is restarted for ever is none that ends.
+    ensure!(settings.restart_policy.is_none());
+    let privileged = |container: &Container| {
+        let context = container.security_context.as_ref();
+        context.and_then(|context| context.privileged)
+    };
+    ensure!(privileged(settings) == Some(true));
+    ensure!(privileged(container(&pod)?) == Some(false));
+    // The same image and configuration as the agent's.
+    ensure!(settings.image == container(&pod)?.image);
+    let config = |container: &Container| {
+        let mut mounts = container.volume_mounts.clone().unwrap_or_default();
+        mounts.retain(|mount| mount.name == "config");
+        mounts
+    };
+    ensure!(config(settings) == config(container(&pod)?));
     Ok(())
 }
 
@@ -278,5 +358,22 @@ fn the_api_server_is_reached_without_services() -> Result<()> {
         env.lines()
             .any(|line| line.starts_with("LB_APISERVER=https://"))
     );
+    Ok(())
+}
+
+#[test]
+fn every_test_that_the_page_on_the_end_to_end_suite_names_exists() -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("../docs/upstream-e2e.md"))?;
+    let named = page.split('`').filter_map(|word| word.split_once("::"));
+    let mut count = 0;
+    for (file, test) in named {
+        let source = root.join("tests").join(format!("{file}.rs"));
+        let source = fs::read_to_string(&source).with_context(|| format!("there is no {file}"))?;
+        let found = source.contains(&format!("#[test]\nfn {test}("));
+        ensure!(found, "{file} has no test {test}");
+        count += 1;
+    }
+    ensure!(count > 30, "only {count} tests are named");
     Ok(())
 }
