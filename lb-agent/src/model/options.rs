@@ -137,22 +137,18 @@ impl Options {
 
     /// Writes these choices into a configuration of the tables; what is not the model's stays.
     pub fn configure(&self, node: &NodeFacts, config: &mut Config) {
-        let mut set = |flag: u32, on: bool| {
-            config.flags = if on {
-                config.flags | flag
-            } else {
-                config.flags & !flag
-            };
-        };
         let pods = |family| self.pod_prefix(node, family);
-        set(ConfigFlags::DETECT_PODS_V4, pods(Family::V4).is_some());
-        set(ConfigFlags::DETECT_PODS_V6, pods(Family::V6).is_some());
-        set(ConfigFlags::PODS_BY_DEVICE, self.pods.is_by_device());
-        set(ConfigFlags::MASQUERADE_ALL, self.masquerade_all);
-        set(
-            ConfigFlags::LOCALHOST_NODE_PORTS,
-            self.localhost_node_ports && covers_ipv4_loopback(&self.node_port_addresses),
-        );
+        let on_loopback =
+            self.localhost_node_ports && covers_ipv4_loopback(&self.node_port_addresses);
+        for (flag, on) in [
+            (ConfigFlags::DETECT_PODS_V4, pods(Family::V4).is_some()),
+            (ConfigFlags::DETECT_PODS_V6, pods(Family::V6).is_some()),
+            (ConfigFlags::PODS_BY_DEVICE, self.pods.is_by_device()),
+            (ConfigFlags::MASQUERADE_ALL, self.masquerade_all),
+            (ConfigFlags::LOCALHOST_NODE_PORTS, on_loopback),
+        ] {
+            config.switch(flag, on);
+        }
         let prefix = |range: Option<IpNet>| {
             range.map_or(Prefix::NONE, |range| {
                 Prefix::new(range.addr(), range.prefix_len())

@@ -34,12 +34,12 @@ impl ConfigFlags {
     /// Replies get [`Config::masquerade_mark`] as they arrive, for routing rules that must not send them
     /// elsewhere than the requests came from.
     pub const MARK_REPLIES: u32 = 1 << 5;
+    /// `lb_optout` may hold the cgroups of processes whose sockets are not balanced.
+    pub const OPT_OUT: u32 = 1 << 6;
     /// Of the addresses that are pods' by [`Config::pods_v4`] and [`Config::pods_v6`], those are that
     /// come in by a device in `lb_pod_devices` (kube-proxy's `BridgeInterface` and
     /// `InterfaceNamePrefix`).
     pub const PODS_BY_DEVICE: u32 = 1 << 7;
-    /// `lb_optout` may hold the cgroups of processes whose sockets are not balanced.
-    pub const OPT_OUT: u32 = 1 << 6;
 }
 
 /// How many ServiceCIDRs fit into [`Config`]: as many as make its size a power of two.
@@ -161,10 +161,7 @@ impl Config {
 
     /// Sets the ServiceCIDRs, of which the first [`SERVICE_CIDRS`] are taken.
     pub fn set_service_cidrs(&mut self, cidrs: &[Prefix]) {
-        self.flags &= !ConfigFlags::SERVICE_CIDRS;
-        if !cidrs.is_empty() {
-            self.flags |= ConfigFlags::SERVICE_CIDRS;
-        }
+        self.switch(ConfigFlags::SERVICE_CIDRS, !cidrs.is_empty());
         self.service_cidrs = [Prefix::NONE; SERVICE_CIDRS];
         (self.services_v4, self.services_v6) = (Prefix::NONE, Prefix::NONE);
         for (place, cidr) in self.service_cidrs.iter_mut().zip(cidrs) {
