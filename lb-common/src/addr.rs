@@ -220,6 +220,15 @@ impl Endpoint {
     };
 }
 
+impl From<core::net::SocketAddr> for Endpoint {
+    fn from(end: core::net::SocketAddr) -> Self {
+        Self {
+            addr: end.ip().into(),
+            port: Port::new(end.port()),
+        }
+    }
+}
+
 /// Index of a service port in the service table. "Service" is always one port of a Service object:
 /// the unit that has frontends, endpoints and affinity of its own.
 #[derive(

@@ -2,7 +2,7 @@
 
 use crate::raw::{self, RawAddress, check};
 use anyhow::{Context, Result, bail};
-use lb_common::addr::{Endpoint, Port};
+use lb_common::addr::Endpoint;
 use lb_common::host::craft;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -15,7 +15,10 @@ pub fn ask(source: IpAddr, server: SocketAddr, patience: Duration) -> Result<Str
     let holder = UdpSocket::bind((source, 0))?;
     let port = holder.local_addr()?.port();
     let socket = raw::raw_socket(server, libc::IPPROTO_UDP).context("cannot open a raw socket")?;
-    let (from, to) = (end((source, port).into()), end(server));
+    let (from, to) = (
+        Endpoint::from(SocketAddr::from((source, port))),
+        Endpoint::from(server),
+    );
     let packet = craft::udp(&from, &to, b"who\n");
     // The kernel writes the IP header, and takes no port for a raw socket.
     let header = if server.is_ipv4() { 20 } else { 40 };
@@ -49,11 +52,4 @@ pub fn ask(source: IpAddr, server: SocketAddr, patience: Duration) -> Result<Str
         }
     }
     bail!("no answer from {server}")
-}
-
-fn end(address: SocketAddr) -> Endpoint {
-    Endpoint {
-        addr: address.ip().into(),
-        port: Port::new(address.port()),
-    }
 }

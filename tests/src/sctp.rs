@@ -6,7 +6,6 @@
 
 use crate::raw;
 use anyhow::{Context, Result, bail, ensure};
-use lb_common::addr::{Endpoint, Port};
 use lb_common::host::craft;
 use lb_common::wire::Sctp;
 use lb_lab::client::PATIENCE;
@@ -95,7 +94,7 @@ impl End {
         checksum: Checksum,
     ) -> Result<()> {
         let from = SocketAddr::from((self.socket.local_addr()?.ip(), self.port));
-        let mut packet = craft::sctp(&endpoint(from), &endpoint(to), chunk, payload);
+        let mut packet = craft::sctp(&from.into(), &to.into(), chunk, payload);
         // The kernel writes the IP header, and takes no port for a raw socket.
         let packet = &mut packet[if self.v4 { 20 } else { 40 }..];
         match checksum {
@@ -203,13 +202,6 @@ fn parse(from: IpAddr, packet: &[u8]) -> Option<Arrived> {
         checksum,
         payload: payload.to_vec(),
     })
-}
-
-fn endpoint(address: SocketAddr) -> Endpoint {
-    Endpoint {
-        addr: address.ip().into(),
-        port: Port::new(address.port()),
-    }
 }
 
 /// Keeps a kernel that has SCTP from answering for the ends made here.

@@ -26,10 +26,7 @@ const ELSEWHERE: &str = "10.2.0.7:8080";
 
 fn end(text: &str) -> Endpoint {
     let socket: SocketAddr = text.parse().expect("a literal end");
-    Endpoint {
-        addr: socket.ip().into(),
-        port: Port::new(socket.port()),
-    }
+    socket.into()
 }
 
 /// What became of a packet.

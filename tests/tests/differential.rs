@@ -6,7 +6,7 @@
 
 use anyhow::{Context, Result, ensure};
 use etherparse::PacketBuilder;
-use lb_common::addr::{Endpoint, Port, Prefix, Protocol, Tick};
+use lb_common::addr::{Endpoint, Prefix, Protocol, Tick};
 use lb_common::host::{HostTables, PacketWorld, craft};
 use lb_common::table::{ConfigFlags, FrontendKind, LocalAddress, ServiceFlags};
 use lb_common::verdict::{Reason, Verdict};
@@ -56,10 +56,7 @@ impl Random {
 
 fn end(socket: &str) -> Endpoint {
     let socket: SocketAddr = socket.parse().expect("the tests write addresses correctly");
-    Endpoint {
-        addr: socket.ip().into(),
-        port: Port::new(socket.port()),
-    }
+    socket.into()
 }
 
 /// The ends clients ask, of both families.
@@ -365,11 +362,7 @@ fn segment(
             flags if flags & 1 != 0 => Sctp::SHUTDOWN,
             _ => 0,
         };
-        let end = |end: SocketAddr| Endpoint {
-            addr: end.ip().into(),
-            port: Port::new(end.port()),
-        };
-        return craft::sctp(&end(from), &end(to), chunk, &payload);
+        return craft::sctp(&from.into(), &to.into(), chunk, &payload);
     }
     let mut packet = Vec::new();
     let builder = match (from.ip(), to.ip()) {

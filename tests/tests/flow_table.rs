@@ -2,14 +2,14 @@
 
 use anyhow::{Context, Result, ensure};
 use aya::programs::{TestRun, TestRunOptions};
-use lb_common::addr::{BackendId, Endpoint, Port, Protocol, ServiceId};
+use lb_common::addr::{BackendId, Endpoint, Protocol, ServiceId};
 use lb_common::flow::Record;
 use lb_common::flow::script::{Answer, Op, Step};
 use lb_common::flow::stress::{BACKENDS, Failures, NOW, Worker, backend_end, inspect};
 use lb_common::hash::HashKeys;
 use lb_common::table::{Backend, Config};
 use lb_tests::kernel::{KernelObject, bench_object_path, running_features};
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::Mutex;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -128,10 +128,7 @@ fn two_cpus_lose_double_tear_and_leave_nothing() -> Result<()> {
 }
 
 fn end(address: [u8; 4], port: u16) -> Endpoint {
-    Endpoint {
-        addr: IpAddr::from(address).into(),
-        port: Port::new(port),
-    }
+    SocketAddr::from((address, port)).into()
 }
 
 #[test]

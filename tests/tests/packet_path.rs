@@ -2,14 +2,14 @@
 //! out byte for byte as the host's core says.
 
 use anyhow::Result;
-use lb_common::addr::{Addr, BackendId, Endpoint, Port, Protocol, ServiceId};
+use lb_common::addr::{BackendId, Endpoint, Port, Protocol, ServiceId};
 use lb_common::host::craft::{flaw, icmp_error, sctp, tcp, udp};
 use lb_common::host::{HostTables, PacketWorld};
 use lb_common::table::FrontendKind;
 use lb_common::verdict::{Reason, Verdict};
 use lb_common::wire::{Sctp, TcpFlags};
 use lb_tests::object::{Object, PROGRAMS};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// Buckets of the flow table, here and in the host's world.
 const BUCKETS: u32 = 1024;
@@ -29,10 +29,7 @@ fn every_program_of_the_packet_path_passes_the_verifier() -> Result<()> {
 
 fn end(ip: &str, port: u16) -> Endpoint {
     let ip: IpAddr = ip.parse().expect("a literal address");
-    Endpoint {
-        addr: Addr::from(ip),
-        port: Port::new(port),
-    }
+    SocketAddr::new(ip, port).into()
 }
 
 /// One service with one backend, in the kernel and on the host.

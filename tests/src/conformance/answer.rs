@@ -3,7 +3,7 @@
 use super::traffic::{Endpoints, Flow};
 use super::world::{DEVICE, SNAT_V4, SNAT_V6, World};
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
-use lb_common::addr::{Endpoint, Port, Protocol};
+use lb_common::addr::Protocol;
 use lb_common::host::craft;
 use lb_common::verdict::{Reason, Verdict};
 use lb_common::wire::Sctp;
@@ -237,11 +237,7 @@ pub(super) fn packet(from: SocketAddr, to: SocketAddr, kind: Kind) -> Result<Vec
 
 /// The first packet of an SCTP association.
 fn init(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
-    let end = |end: SocketAddr| Endpoint {
-        addr: end.ip().into(),
-        port: Port::new(end.port()),
-    };
-    craft::sctp(&end(from), &end(to), Sctp::INIT, &[])
+    craft::sctp(&from.into(), &to.into(), Sctp::INIT, &[])
 }
 
 /// Source and destination of a packet.
