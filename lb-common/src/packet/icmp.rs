@@ -281,9 +281,9 @@ fn rewrite_crc<P: Packet>(
     let Some(old) = packet.load::<u32>(at).filter(|checksum| *checksum != 0) else {
         return Ok(Difference::NONE);
     };
-    let ports = |was: &Endpoint, is: &Endpoint| u32::from(u16::from_le(was.port.0 ^ is.port.0));
-    let change = ports(&quoted.source, &translation.source)
-        | ports(&quoted.destination, &translation.destination) << 16;
+    let (source, destination) = (&translation.source, &translation.destination);
+    let change = Sctp::port_change::<true>(quoted.source.port, source.port)
+        | Sctp::port_change::<false>(quoted.destination.port, destination.port);
     let new = old ^ packet.advance_crc32c(change, length).to_le();
     packet.store(at, &new)?;
     Ok(Difference::NONE.replace_word(old, new))

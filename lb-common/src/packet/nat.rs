@@ -126,15 +126,11 @@ fn change_crc<const SOURCE: bool>(
     if checksum == 0 {
         return Ok(());
     }
-    let mut change = u32::from(u16::from_le(old.port.0 ^ new.port.0));
-    if !SOURCE {
-        change <<= 16;
-    }
     let length = headers
         .length
         .checked_sub(headers.transport)
         .ok_or(Failed)?;
-    let change = packet.advance_crc32c(change, length);
+    let change = packet.advance_crc32c(Sctp::port_change::<SOURCE>(old.port, new.port), length);
     packet.store(at, &(checksum ^ change.to_le()))
 }
 

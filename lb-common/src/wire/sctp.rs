@@ -2,6 +2,7 @@
 //! pseudo header: another address changes nothing in it.
 
 use super::{Ports, TcpFlags};
+use crate::addr::Port;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// The common header, the header of the first chunk and, of an INIT, the tag that answers carry.
@@ -57,6 +58,14 @@ impl Sctp {
             }
             _ => TcpFlags::ACK,
         }
+    }
+
+    /// What changes of a packet's first word, as [`Crc32c`] has it, when the source port or (`SOURCE`
+    /// false) the destination port becomes another.
+    #[inline(always)]
+    pub const fn port_change<const SOURCE: bool>(old: Port, new: Port) -> u32 {
+        let change = u16::from_le(old.0 ^ new.0) as u32;
+        if SOURCE { change } else { change << 16 }
     }
 }
 
