@@ -12,6 +12,7 @@
 //! egress   backend → client           by_backend    un-DNAT: source := frontend
 //! ```
 
+mod find;
 mod place;
 mod record;
 pub mod script;
@@ -26,12 +27,13 @@ pub mod stress;
 #[cfg(test)]
 mod tests;
 
+pub use find::Quick;
 #[cfg(any(test, feature = "host"))]
 pub use memory::HostBuckets;
 pub use record::{Control, GROUP, Kind, Record, WORDS};
 #[cfg(any(test, feature = "host"))]
 pub use scan::{Census, Entry, read};
-pub use table::{Buckets, FlowTable, Quick};
+pub use table::{Buckets, FlowTable};
 
 use crate::addr::{Addr, BackendId, Endpoint, Port, Protocol, Tick};
 

@@ -214,7 +214,7 @@ pub(super) const ALL: &[Mutant] = &[
     ),
     mutant(
         "a flow's protocol",
-        "flow/table.rs",
+        "flow/find.rs",
         "if !matches || record.protocol() != protocol {",
         "if !matches {",
         ("flow_table", "of_the_other_protocol"),
