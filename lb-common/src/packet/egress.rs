@@ -1,13 +1,12 @@
 //! What a packet meets as it leaves: SNAT of requests whose flow wants it, un-DNAT of replies.
 
-use super::ingress::{keep, kept};
 use super::parse::{Ordinary, Thorough, ordinary_v4, ordinary_v6, thorough};
-use super::{Headers, Next, Packet, Stage, World, fragment, icmp, nat, snat};
+use super::pass::{give_up, keep, kept};
+use super::{Headers, Next, Packet, Question, Stage, World, fragment, icmp, nat, snat};
 use crate::addr::{BackendId, Endpoint};
 use crate::env::{Env, PacketTables, Tables};
 use crate::flow::{Flow, FlowState, Flows};
 use crate::table::{Config, Filter};
-use crate::verdict::Reason;
 use crate::wire::TcpFlags;
 
 /// One stage of treating a packet that is about to leave.
@@ -27,7 +26,7 @@ pub fn egress<P: Packet, W: World>(stage: Stage, packet: &mut P, world: &W) -> N
             None => Next::Continue,
         },
         Stage::Icmp => match kept(world) {
-            Some(headers) => icmp::egress(packet, world, config, &headers),
+            Some(headers) => icmp::treat(Question::Egress, packet, world, config, &headers),
             None => Next::Continue,
         },
         Stage::Open => match kept(world) {
@@ -217,8 +216,7 @@ fn reply_to_other_port<P: Packet, W: World>(
         return Next::Continue;
     }
     if nat::replace_destination(packet, headers, &flow.client).is_err() {
-        world.tables().count(Reason::RewriteFailed);
-        return Next::Drop;
+        return give_up(world);
     }
     reply(packet, world, config, headers, &flow)
 }
@@ -231,8 +229,7 @@ pub(super) fn replace_source<P: Packet, W: World>(
     to: &Endpoint,
 ) -> Next {
     if nat::replace_source(packet, headers, to).is_err() {
-        world.tables().count(Reason::RewriteFailed);
-        return Next::Drop;
+        return give_up(world);
     }
     Next::Continue
 }

@@ -10,7 +10,8 @@
 //! ```
 
 use super::parse::{Thorough, thorough};
-use super::{Covers, Failed, Headers, Next, Packet, World, node, snat};
+use super::pass::give_up;
+use super::{Covers, Failed, Headers, Next, Packet, Question, World, node, snat};
 use crate::addr::{Addr, Endpoint, Protocol};
 use crate::env::{PacketTables, Tables};
 use crate::flow::{Flow, FlowState, Flows};
@@ -32,9 +33,10 @@ struct Translation {
     next: Next,
 }
 
-/// Treats an ICMP packet that has arrived.
+/// Treats an ICMP packet that has arrived, or is about to leave.
 #[inline(always)]
-pub(super) fn ingress<P: Packet, W: World>(
+pub(super) fn treat<P: Packet, W: World>(
+    question: Question,
     packet: &mut P,
     world: &W,
     config: &Config,
@@ -43,24 +45,11 @@ pub(super) fn ingress<P: Packet, W: World>(
     let Some(quoted) = quoted(packet, error) else {
         return Next::Continue;
     };
-    match arriving(world, config, error, &quoted) {
-        Some(translation) => apply(packet, world, error, &quoted, &translation),
-        None => Next::Continue,
-    }
-}
-
-/// Treats an ICMP packet that is about to leave.
-#[inline(always)]
-pub(super) fn egress<P: Packet, W: World>(
-    packet: &mut P,
-    world: &W,
-    config: &Config,
-    error: &Headers,
-) -> Next {
-    let Some(quoted) = quoted(packet, error) else {
-        return Next::Continue;
+    let translation = match question {
+        Question::Ingress => arriving(world, config, error, &quoted),
+        Question::Egress => leaving(world, config, error, &quoted),
     };
-    match leaving(world, config, error, &quoted) {
+    match translation {
         Some(translation) => apply(packet, world, error, &quoted, &translation),
         None => Next::Continue,
     }
@@ -192,8 +181,7 @@ fn apply<P: Packet, W: World>(
     let done = rewrite_quote(packet, error, quoted, translation)
         .and_then(|change| rewrite_error(packet, error, translation, change));
     if done.is_err() {
-        world.tables().count(Reason::RewriteFailed);
-        return Next::Drop;
+        return give_up(world);
     }
     world.tables().count(Reason::IcmpErrorTranslated);
     translation.next

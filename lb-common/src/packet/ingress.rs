@@ -2,9 +2,10 @@
 //! end of a flow.
 
 use super::parse::{Ordinary, Thorough, ordinary_v4, ordinary_v6, thorough};
+use super::pass::{give_up, keep, kept};
 use super::{
-    Failed, Headers, Next, Packet, Part, Stage, World, fragment, icmp, nat, node, open, reject,
-    snat,
+    Failed, Headers, Next, Packet, Part, Question, Stage, World, fragment, icmp, nat, node, open,
+    reject, snat,
 };
 use crate::addr::{Endpoint, Protocol, ServiceId, Tick};
 use crate::balance::may_be_unserved;
@@ -31,7 +32,7 @@ pub fn ingress<P: Packet, W: World>(stage: Stage, packet: &mut P, world: &W) -> 
             None => Next::Continue,
         },
         Stage::Icmp => match kept(world) {
-            Some(headers) => icmp::ingress(packet, world, config, &headers),
+            Some(headers) => icmp::treat(Question::Ingress, packet, world, config, &headers),
             None => Next::Continue,
         },
         Stage::Open => match kept(world) {
@@ -76,21 +77,6 @@ fn ordinary<P: Packet, W: World>(
         },
         Ordinary::Rare => Next::Rare,
         Ordinary::Foreign => Next::Continue,
-    }
-}
-
-/// What an earlier stage has found out about the packet.
-#[inline(always)]
-pub(super) fn kept<W: World>(world: &W) -> Option<Headers> {
-    world.with_scratch(|scratch| scratch.headers)
-}
-
-/// Leaves what is known about the packet to the next stage.
-#[inline(always)]
-pub(super) fn keep<W: World>(world: &W, headers: &Headers, next: Next) -> Next {
-    match world.with_scratch(|scratch| scratch.headers = *headers) {
-        Some(()) => next,
-        None => Next::Continue,
     }
 }
 
@@ -294,8 +280,7 @@ pub(super) fn translate<P: Packet, W: World>(
         counters.bytes_in = counters.bytes_in.wrapping_add(u64::from(headers.length));
     });
     if replaced.is_err() || nat::replace_destination(packet, headers, backend).is_err() {
-        tables.count(Reason::RewriteFailed);
-        return Next::Drop;
+        return give_up(world);
     }
     if flow.state & FlowState::OF_NODE != 0 {
         return Next::Route;
@@ -326,8 +311,7 @@ fn reply<P: Packet, W: World>(
     if flow.state & FlowState::SNAT_PORT_ONLY == 0
         && nat::replace_destination(packet, headers, &flow.client).is_err()
     {
-        world.tables().count(Reason::RewriteFailed);
-        return Some(Next::Drop);
+        return Some(give_up(world));
     }
     Some(Next::Continue)
 }

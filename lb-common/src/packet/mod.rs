@@ -17,6 +17,7 @@ mod nat;
 mod node;
 mod open;
 mod parse;
+mod pass;
 mod reject;
 mod snat;
 mod stage;

@@ -6,12 +6,11 @@
 //! look at the flow table to be told apart.
 
 use super::egress::{note_reply, replace_source};
+use super::pass::give_up;
 use super::{Headers, Next, Packet, World, nat};
 use crate::addr::Addr;
-use crate::env::Tables;
 use crate::flow::{Flow, FlowState, Flows};
 use crate::table::Config;
-use crate::verdict::Reason;
 
 /// How the source of a flow that the node itself begins is to be replaced, if its state is to be
 /// `state` otherwise. One that would keep its source gets another port. A loopback address is
@@ -42,8 +41,7 @@ pub(super) fn returned<P: Packet, W: World>(
     };
     note_reply(packet, world, config, headers, &flow);
     if nat::replace_destination(packet, headers, &flow.client).is_err() {
-        world.tables().count(Reason::RewriteFailed);
-        return Next::Drop;
+        return give_up(world);
     }
     match replace_source(packet, world, headers, &flow.frontend) {
         Next::Continue => Next::Deliver,

@@ -3,6 +3,7 @@
 //! The SNAT end is chosen when the outgoing device is known, once for a flow, and is reserved by
 //! the flow table for {end, backend}: one port serves as many backends as there are.
 
+use super::pass::give_up;
 use super::{Headers, Next, Packet, World, nat};
 use crate::addr::{Endpoint, Port, Protocol};
 use crate::env::{Env, PacketTables, Tables};
@@ -42,8 +43,7 @@ pub(super) fn translate<P: Packet, W: World>(
         port: flow.snat_port,
     };
     if nat::replace_source(packet, headers, &end).is_err() {
-        tables.count(Reason::RewriteFailed);
-        return Next::Drop;
+        return give_up(world);
     }
     // Done: what encapsulates it further on, mark included, must not be taken for another one.
     packet.mark(0, config.masquerade_mark);
