@@ -24,8 +24,7 @@ pub fn check() -> Result<(), String> {
 
 /// One sentence if this process may not enter the network namespaces of pods.
 pub fn check_entering() -> Result<(), String> {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    if effective(&status) & (1 << SYS_ADMIN) == 0 {
+    if effective_here() & (1 << SYS_ADMIN) == 0 {
         return Err(
             "--close-pod-sockets needs the capability CAP_SYS_ADMIN, to enter the pods' network \
              namespaces: add it, or leave the option out"
@@ -37,8 +36,12 @@ pub fn check_entering() -> Result<(), String> {
 
 /// The capabilities of [`check`] that this process has not.
 pub fn missing_here() -> Vec<&'static str> {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    missing(effective(&status))
+    missing(effective_here())
+}
+
+/// The effective set of this process.
+fn effective_here() -> u64 {
+    effective(&fs::read_to_string("/proc/self/status").unwrap_or_default())
 }
 
 /// The effective set of `/proc/<pid>/status`; unreadable means none.
