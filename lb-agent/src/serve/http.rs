@@ -11,7 +11,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
 use std::io;
 use std::net::SocketAddr;
@@ -66,16 +66,12 @@ impl<T: TableView> Served<T> {
 
     /// The metrics page.
     pub fn page(&self) -> Result<String, std::fmt::Error> {
-        let mut page = String::new();
-        encode(&mut page, &self.registry)?;
-        Ok(page)
+        encode(&self.registry)
     }
 
     /// The page of health checks.
     pub fn slis(&self) -> Result<String, std::fmt::Error> {
-        let mut page = String::new();
-        encode(&mut page, &self.slis)?;
-        Ok(page)
+        encode(&self.slis)
     }
 
     fn health(&self, question: Question) -> Response {
@@ -99,9 +95,15 @@ impl<T: TableView> Served<T> {
         ];
         match serde_json::to_string(&health) {
             Ok(body) => (status, headers, body).into_response(),
-            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+            Err(error) => failed(&error),
         }
     }
+}
+
+fn encode(registry: &Registry) -> Result<String, std::fmt::Error> {
+    let mut page = String::new();
+    text::encode(&mut page, registry)?;
+    Ok(page)
 }
 
 /// An address cannot be used.
@@ -258,17 +260,24 @@ fn shown(page: Option<Page>) -> Response {
 
 /// The results of health checks.
 async fn slis<T: TableView>(State(served): State<Served<T>>) -> Response {
-    match served.slis() {
-        Ok(page) => ([(header::CONTENT_TYPE, OPEN_METRICS)], page).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-    }
+    encoded(served.slis())
 }
 
 /// Reading the tables takes system calls in proportion to their size: not on an async worker.
 async fn metrics<T: TableView>(State(served): State<Served<T>>) -> Response {
     match tokio::task::spawn_blocking(move || served.page()).await {
-        Ok(Ok(page)) => ([(header::CONTENT_TYPE, OPEN_METRICS)], page).into_response(),
-        Ok(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+        Ok(page) => encoded(page),
+        Err(error) => failed(&error),
     }
+}
+
+fn encoded(page: Result<String, std::fmt::Error>) -> Response {
+    match page {
+        Ok(page) => ([(header::CONTENT_TYPE, OPEN_METRICS)], page).into_response(),
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &dyn std::error::Error) -> Response {
+    (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response()
 }
