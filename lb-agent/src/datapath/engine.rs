@@ -6,9 +6,9 @@ use super::cleanup;
 use super::directory::{Directory, Lock};
 use super::error::{CleanupError, StartError};
 use super::flows;
+use super::key_set::KeySet;
 use super::load::{self, Programs};
 use super::local::Local;
-use super::opt_out::OptedOut;
 use super::options::Options;
 use super::probe;
 use super::sockets::Closer;
@@ -43,7 +43,8 @@ pub struct Datapath {
     attached: Attached,
     /// Where the socket hooks are.
     cgroup: (PathBuf, File),
-    opted_out: OptedOut,
+    /// The cgroups whose processes' sockets are not balanced; opened when some are named.
+    opted_out: Option<KeySet<u64>>,
     config: Config,
     succeeds_another_layout: bool,
     _lock: Lock,
@@ -116,7 +117,7 @@ impl Datapath {
             local,
             attached: Attached::new(options.devices.clone(), options.tc_attach),
             cgroup,
-            opted_out: OptedOut::default(),
+            opted_out: None,
             config,
             succeeds_another_layout,
             _lock: lock,
@@ -217,8 +218,15 @@ impl Datapath {
     }
 
     /// The cgroups (by inode) whose processes' sockets are not balanced, from now on.
-    pub fn set_opted_out(&mut self, cgroups: BTreeSet<u64>) -> io::Result<()> {
-        self.opted_out.set(&self.directory, cgroups)
+    pub fn set_opted_out(&mut self, cgroups: &BTreeSet<u64>) -> io::Result<()> {
+        let table = match &mut self.opted_out {
+            Some(table) => table,
+            closed => {
+                let table = sys::object_get(&self.directory.map(name::OPTED_OUT))?;
+                closed.insert(KeySet::open(table)?)
+            }
+        };
+        table.set(cgroups)
     }
 
     /// The cgroup that the socket hooks are attached to.

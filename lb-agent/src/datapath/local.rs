@@ -3,6 +3,7 @@
 
 use super::directory::Directory;
 use super::error::StartError;
+use super::key_set::KeySet;
 use super::sys;
 use super::tables::Tables;
 use crate::model::{Options as ModelOptions, frontend::serves_node_ports, node::NodeFacts};
@@ -23,13 +24,12 @@ const SO_NETNS_COOKIE: libc::c_int = 71;
 pub(super) struct Local {
     addresses: OwnedFd,
     snat: OwnedFd,
-    pod_devices: OwnedFd,
+    /// Those that pods' packets come in by.
+    pod_devices: KeySet<u32>,
     namespaces: Option<OwnedFd>,
     cookie: u64,
     known: HashMap<Addr, u32>,
     sources: HashMap<u32, SnatAddresses>,
-    /// The devices in the table of those that pods' packets come in by.
-    by_device: BTreeSet<u32>,
     pool: Vec<Addr>,
 }
 
@@ -50,7 +50,7 @@ impl Local {
         };
         let addresses = open(name::LOCAL)?;
         let snat = open(name::SNAT)?;
-        let pod_devices = open(name::POD_DEVICES)?;
+        let pod_devices = KeySet::open(open(name::POD_DEVICES)?).map_err(reading)?;
         let mut known = HashMap::new();
         sys::map_each(addresses.as_fd(), 16, 4, |key, value| {
             if let (Ok(key), Ok(value)) = (
@@ -71,11 +71,6 @@ impl Local {
             }
         })
         .map_err(reading)?;
-        let mut by_device = BTreeSet::new();
-        sys::map_each(pod_devices.as_fd(), 4, 4, |key, _| {
-            by_device.extend(u32::read_from_bytes(key));
-        })
-        .map_err(reading)?;
         Ok(Self {
             addresses,
             snat,
@@ -85,7 +80,6 @@ impl Local {
             cookie: namespace_cookie().unwrap_or(0),
             known,
             sources,
-            by_device,
             pool: tables.pool().map_err(reading)?,
         })
     }
@@ -152,15 +146,7 @@ impl Local {
             .filter(is_pods)
             .map(|device| device.index)
             .collect();
-        let table = self.pod_devices.as_fd();
-        for new in wanted.difference(&self.by_device) {
-            sys::map_update(table, new.as_bytes(), 1_u32.as_bytes())?;
-        }
-        for gone in self.by_device.difference(&wanted) {
-            sys::map_delete(table, gone.as_bytes())?;
-        }
-        self.by_device = wanted;
-        Ok(())
+        self.pod_devices.set(&wanted)
     }
 
     fn update_sources(

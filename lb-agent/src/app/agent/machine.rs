@@ -117,7 +117,7 @@ impl Agent {
 
     /// Follows the cgroups of these pods.
     pub(super) fn look_for_pods(&mut self) {
-        if let Err(error) = self.datapath.set_opted_out(self.pods.look()) {
+        if let Err(error) = self.datapath.set_opted_out(&self.pods.look()) {
             tracing::warn!(%error, "cannot write whose sockets are not balanced; trying again");
         }
     }
