@@ -65,17 +65,16 @@ fn askers<'a>(stage: &'a Stage, service: &ServiceSpec) -> Vec<(&'a Place, Socket
     pairs.flatten().collect()
 }
 
-fn affinity(mode: &str) -> Result<()> {
+fn affinity(stage: &Stage) -> Result<()> {
     let plain = ServiceSpec::new("web", 10, &["a", "b", "c"]).node_port(30080);
     let sticky = plain.clone().with("sessionAffinity: ClientIP");
-    let stage = cluster(mode, &[&sticky])?;
     let holds = |place: &Place, server: SocketAddr| -> Result<String> {
         let names = answers(place, server, HOLDS)?;
         let one = names.iter().all(|name| *name == names[0]);
         ensure!(one, "{server} was answered by {names:?}");
         Ok(names[0].clone())
     };
-    for (place, server) in askers(&stage, &plain) {
+    for (place, server) in askers(stage, &plain) {
         let first = holds(place, server).context("from the beginning")?;
         ensure!(
             holds(place, server)? == first,
@@ -83,7 +82,7 @@ fn affinity(mode: &str) -> Result<()> {
         );
     }
     stage.apply(&plain)?;
-    for (place, server) in askers(&stage, &plain) {
+    for (place, server) in askers(stage, &plain) {
         soon("without affinity everybody answers", || {
             let names: BTreeSet<String> = answers(place, server, HOLDS)?.into_iter().collect();
             ensure!(names.len() > 1, "{server}: {names:?} alone");
@@ -91,7 +90,7 @@ fn affinity(mode: &str) -> Result<()> {
         })?;
     }
     stage.apply(&sticky)?;
-    for (place, server) in askers(&stage, &plain) {
+    for (place, server) in askers(stage, &plain) {
         let mut one = String::new();
         soon("affinity holds again", || {
             one = holds(place, server)?;
@@ -100,16 +99,6 @@ fn affinity(mode: &str) -> Result<()> {
         ensure!(holds(place, server)? == one, "{server}: another one later");
     }
     Ok(())
-}
-
-#[test]
-fn affinity_holds_ends_and_holds_again_as_it_is_switched_with_socket_balancing() -> Result<()> {
-    affinity("all")
-}
-
-#[test]
-fn affinity_holds_ends_and_holds_again_as_it_is_switched_packet_by_packet() -> Result<()> {
-    affinity("off")
 }
 
 /// Lets each endpoint of `service` carry these hints.
@@ -152,8 +141,8 @@ fn chosen(stage: &Stage, service: &ServiceSpec, wanted: [&[&str]; 3]) -> Result<
     Ok(())
 }
 
-fn hints(mode: &str) -> Result<()> {
-    let web = ServiceSpec::new("web", 10, &["a", "b", "c"]);
+fn hints(stage: &Stage) -> Result<()> {
+    let web = ServiceSpec::new("near", 11, &["a", "b", "c"]);
     let zones = hinted(
         &web,
         [
@@ -162,8 +151,8 @@ fn hints(mode: &str) -> Result<()> {
             "forZones: [{name: zone2}]",
         ],
     );
-    let stage = cluster(mode, &[&zones])?;
-    chosen(&stage, &web, [&["a"], &["b"], &["c"]]).context("an endpoint in each zone")?;
+    stage.apply(&zones)?;
+    chosen(stage, &web, [&["a"], &["b"], &["c"]]).context("an endpoint in each zone")?;
     // Nobody left in the last zone: the controller lends it another's.
     let two = web.clone().served_by(&["a", "b"]);
     let lent = hinted(
@@ -175,20 +164,20 @@ fn hints(mode: &str) -> Result<()> {
         ],
     );
     stage.apply(&lent)?;
-    chosen(&stage, &web, [&["a"], &["b"], &["b"]]).context("a zone without an endpoint")?;
+    chosen(stage, &web, [&["a"], &["b"], &["b"]]).context("a zone without an endpoint")?;
     // No hint for a zone: everybody serves it. One endpoint without hints: nobody's count.
     let missing = hinted(
         &two,
         ["forZones: [{name: zone0}]", "forZones: [{name: zone1}]", ""],
     );
     stage.apply(&missing)?;
-    chosen(&stage, &web, [&["a"], &["b"], &["a", "b"]]).context("a zone without a hint")?;
+    chosen(stage, &web, [&["a"], &["b"], &["a", "b"]]).context("a zone without a hint")?;
     let half = web.clone().served_by(&["a", "b"]).state(
         "a",
         "conditions: {ready: true}, hints: {forZones: [{name: zone0}]}",
     );
     stage.apply(&half)?;
-    chosen(&stage, &web, [&["a", "b"]; 3]).context("an endpoint without hints")?;
+    chosen(stage, &web, [&["a", "b"]; 3]).context("an endpoint without hints")?;
     // Nodes, then zones.
     let nodes = hinted(
         &web,
@@ -199,13 +188,25 @@ fn hints(mode: &str) -> Result<()> {
         ],
     );
     stage.apply(&nodes)?;
-    chosen(&stage, &web, [&["a"], &["b", "c"], &["c"]]).context("hints of nodes")
+    chosen(stage, &web, [&["a"], &["b", "c"], &["c"]]).context("hints of nodes")
+}
+
+fn affinity_and_hints(mode: &str) -> Result<()> {
+    let sticky = ServiceSpec::new("web", 10, &["a", "b", "c"])
+        .node_port(30080)
+        .with("sessionAffinity: ClientIP");
+    let stage = cluster(mode, &[&sticky])?;
+    affinity(&stage).context("affinity")?;
+    hints(&stage).context("hints")
 }
 
 #[test]
-fn hints_of_nodes_and_zones_keep_pods_and_hosts_near() -> Result<()> {
-    for mode in ["all", "off"] {
-        hints(mode).with_context(|| mode.to_owned())?;
-    }
-    Ok(())
+fn affinity_as_it_is_switched_and_hints_of_nodes_and_zones_decide_with_socket_balancing()
+-> Result<()> {
+    affinity_and_hints("all")
+}
+
+#[test]
+fn affinity_as_it_is_switched_and_hints_of_nodes_and_zones_decide_packet_by_packet() -> Result<()> {
+    affinity_and_hints("off")
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lb_common::host::craft;
 use lb_lab::capture::Capture;
 use lb_lab::{Offload, Place, PodNetwork, Server, client, snmp};
-use lb_tests::attempt::SILENCE;
+use lb_tests::attempt::{SILENCE, soon};
 use lb_tests::stage::{ServiceSpec, Stage, TARGET_PORT};
 use std::io::Read;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
@@ -118,15 +118,19 @@ fn askers<'a>(stage: &'a Stage, service: &ServiceSpec) -> Vec<Asker<'a>> {
     all
 }
 
-fn udp_clients_keep_their_source_port(mode: &str) -> Result<()> {
-    let pods = [(0, "client"), (1, "c"), (1, "d")];
+/// Clients, an agent on each of two nodes, and a Service without endpoints.
+fn stage(mode: &str, web: &ServiceSpec) -> Result<Stage> {
+    let pods = [(0, "client"), (0, "a"), (0, "b"), (1, "c"), (1, "d")];
     let mut stage = Stage::of(PodNetwork::Routed, 2, &pods)?;
-    let other = Server::start(stage.pod("d").place(), "d-other", OTHER_PORT)?;
-    let web = ServiceSpec::new("web", 10, &[]).node_port(30080);
-    stage.apply(&web)?;
+    stage.apply(web)?;
     stage.route_default(0)?;
     stage.start_agents(&format!("--socket-load-balancing {mode}"))?;
-    let askers = askers(&stage, &web);
+    Ok(stage)
+}
+
+fn udp_clients_keep_their_source_port(stage: &Stage, web: &ServiceSpec) -> Result<()> {
+    let other = Server::start(stage.pod("d").place(), "d-other", OTHER_PORT)?;
+    let askers = askers(stage, web);
     let all_meet = |what: &str, wanted: &str| -> Result<()> {
         for asker in &askers {
             asker.meets(wanted).with_context(|| what.to_owned())?;
@@ -147,53 +151,32 @@ fn udp_clients_keep_their_source_port(mode: &str) -> Result<()> {
     all_meet("and back", "c")?;
     stage.apply_to_port(&web.clone().served_by(&["d"]), OTHER_PORT)?;
     all_meet("the target port is another one", "d-other")?;
-    stage.apply(&web)?;
+    stage.apply(web)?;
     all_meet("nobody is left", REFUSED)?;
     drop(other);
     Ok(())
 }
 
-#[test]
-fn udp_clients_with_one_source_port_follow_every_change_with_socket_balancing() -> Result<()> {
-    udp_clients_keep_their_source_port("all")
-}
-
-#[test]
-fn udp_clients_with_one_source_port_follow_every_change_packet_by_packet() -> Result<()> {
-    udp_clients_keep_their_source_port("off")
-}
-
-#[test]
-fn under_a_local_policy_one_source_port_follows_the_endpoints_of_the_node() -> Result<()> {
-    for mode in ["all", "off"] {
-        let pods = [(0, "client"), (0, "a"), (0, "b"), (1, "c")];
-        let mut stage = Stage::of(PodNetwork::Routed, 2, &pods)?;
-        let web = ServiceSpec::new("web", 10, &["a", "c"]).with("internalTrafficPolicy: Local");
-        stage.apply(&web)?;
-        stage.route_default(0)?;
-        stage.start_agents(&format!("--socket-load-balancing {mode}"))?;
-        let pod = ("a pod", stage.pod("client").place());
-        let host = ("the host", stage.lab.node(0).place());
-        let askers = || {
-            let servers = web.cluster_ips().into_iter();
-            servers.flat_map(|server| [pod, host].map(|(who, place)| Asker { who, place, server }))
-        };
-        for asker in askers() {
-            asker
-                .meets("a")
-                .with_context(|| format!("{mode}: one here"))?;
-        }
-        stage.apply(&web.clone().served_by(&["c"]))?;
-        for asker in askers() {
-            let context = || format!("{mode}: none here");
-            asker.is_dropped(&stage).with_context(context)?;
-        }
-        stage.apply(&web.clone().served_by(&["c", "b"]))?;
-        for asker in askers() {
-            asker
-                .meets("b")
-                .with_context(|| format!("{mode}: a new one here"))?;
-        }
+fn one_source_port_under_a_local_policy(stage: &Stage) -> Result<()> {
+    let near = ServiceSpec::new("near", 11, &["a", "c"]).with("internalTrafficPolicy: Local");
+    stage.apply(&near)?;
+    let pod = ("a pod", stage.pod("client").place());
+    let host = ("the host", stage.lab.node(0).place());
+    let askers = near
+        .cluster_ips()
+        .into_iter()
+        .flat_map(|server| [pod, host].map(|(who, place)| Asker { who, place, server }));
+    let askers: Vec<Asker<'_>> = askers.collect();
+    for asker in &askers {
+        asker.meets("a").context("one here")?;
+    }
+    stage.apply(&near.clone().served_by(&["c"]))?;
+    for asker in &askers {
+        asker.is_dropped(stage).context("none here")?;
+    }
+    stage.apply(&near.clone().served_by(&["c", "b"]))?;
+    for asker in &askers {
+        asker.meets("b").context("a new one here")?;
     }
     Ok(())
 }
@@ -286,28 +269,37 @@ fn a_stray_segment_harms_nobody(stage: &Stage, place: &Place, server: SocketAddr
     Ok(())
 }
 
-#[test]
-fn a_segment_outside_of_the_window_resets_no_connection() -> Result<()> {
-    for mode in ["all", "off"] {
-        let mut stage = Stage::of(PodNetwork::Routed, 2, &[(0, "client"), (1, "c")])?;
-        let web = ServiceSpec::new("web", 10, &["c"]).node_port(30080);
-        stage.apply(&web)?;
-        stage.route_default(0)?;
-        stage.start_agents(&format!("--socket-load-balancing {mode}"))?;
-        // A frame as long as its packet, and no segments put together.
-        stage.offload(Offload::OFF)?;
-        for family in 0..2 {
-            let (cluster_ip, node_port) =
-                (web.cluster_ips()[family], stage.node_port(0, 30080)[family]);
-            for (who, place, server) in [
-                ("a pod", stage.pod("client").place(), cluster_ip),
-                ("the host", stage.lab.node(0).place(), cluster_ip),
-                ("a client outside", stage.client.place(), node_port),
-            ] {
-                a_stray_segment_harms_nobody(&stage, place, server)
-                    .with_context(|| format!("{mode}: {who} at {server}"))?;
-            }
-        }
+fn stray_segments(stage: &Stage, web: &ServiceSpec) -> Result<()> {
+    stage.apply(&web.clone().served_by(&["c"]))?;
+    // A frame as long as its packet, and no segments put together.
+    stage.offload(Offload::OFF)?;
+    for asker in askers(stage, web) {
+        let (place, server) = (asker.place, asker.server);
+        soon("the service is served again", || {
+            place.ask_tcp(server).map(drop)
+        })?;
+        a_stray_segment_harms_nobody(stage, place, server)
+            .with_context(|| format!("{} at {server}", asker.who))?;
     }
     Ok(())
+}
+
+fn conntrack(mode: &str) -> Result<()> {
+    let web = ServiceSpec::new("web", 10, &[]).node_port(30080);
+    let stage = stage(mode, &web)?;
+    udp_clients_keep_their_source_port(&stage, &web)?;
+    one_source_port_under_a_local_policy(&stage)?;
+    stray_segments(&stage, &web)
+}
+
+#[test]
+fn one_udp_source_port_follows_every_change_and_no_stray_segment_resets_with_socket_balancing()
+-> Result<()> {
+    conntrack("all")
+}
+
+#[test]
+fn one_udp_source_port_follows_every_change_and_no_stray_segment_resets_packet_by_packet()
+-> Result<()> {
+    conntrack("off")
 }

@@ -104,35 +104,28 @@ fn settled(place: &Place, servers: [SocketAddr; 2], name: &str) -> Result<()> {
     Ok(())
 }
 
-fn internal_policies(mode: &str) -> Result<()> {
+fn internal_policies(stage: &Stage) -> Result<()> {
     let near = ServiceSpec::new("near", 10, &["a"]).with("internalTrafficPolicy: Local");
     let on_host = ServiceSpec::new("on-host", 11, &["node0"]).with("internalTrafficPolicy: Local");
     let everywhere = ServiceSpec::new("everywhere", 12, &["a"]).terminating("a");
-    let leaving = near.clone();
-    let leaving = ServiceSpec {
-        name: "leaving".to_owned(),
-        number: 13,
-        ..leaving
+    let leaving = ServiceSpec::new("leaving", 13, &["a"])
+        .with("internalTrafficPolicy: Local")
+        .terminating("a");
+    for service in [&near, &on_host, &leaving, &everywhere] {
+        stage.apply(service)?;
     }
-    .terminating("a");
-    let stage = cluster(mode, &[&near, &on_host, &everywhere, &leaving])?;
-    served(&stage, everywhere.cluster_ips(), &[0, 1, 2], "a").context("terminating, Cluster")?;
+    for node in 0..3 {
+        let host = stage.lab.node(node).place();
+        settled(host, everywhere.cluster_ips(), "a")?;
+    }
+    served(stage, everywhere.cluster_ips(), &[0, 1, 2], "a").context("terminating, Cluster")?;
     for (service, name) in [(&near, "a"), (&on_host, "node0"), (&leaving, "a")] {
         let context = || format!("{}, internalTrafficPolicy Local", service.name);
-        served(&stage, service.cluster_ips(), &[0], name).with_context(context)?;
-        silent(&stage, service.cluster_ips(), 1).with_context(context)?;
+        settled(stage.pod("p0").place(), service.cluster_ips(), name).with_context(context)?;
+        served(stage, service.cluster_ips(), &[0], name).with_context(context)?;
+        silent(stage, service.cluster_ips(), 1).with_context(context)?;
     }
     Ok(())
-}
-
-#[test]
-fn internal_policy_local_holds_for_pods_and_hosts_with_socket_balancing() -> Result<()> {
-    internal_policies("all")
-}
-
-#[test]
-fn internal_policy_local_holds_for_pods_and_hosts_packet_by_packet() -> Result<()> {
-    internal_policies("off")
 }
 
 fn answer(stage: &Stage, pod: &str, server: SocketAddr, name: &str) -> Result<Answer> {
@@ -193,16 +186,17 @@ fn nobody_listens(place: &Place, port: u16) -> Result<()> {
     Ok(())
 }
 
-fn external_policies(mode: &str) -> Result<()> {
-    let local = ServiceSpec::new("local", 10, &["a"])
+fn external_policies(stage: &Stage) -> Result<()> {
+    let local = ServiceSpec::new("local", 20, &["a"])
         .node_port(30080)
         .load_balancer()
         .with("externalTrafficPolicy: Local")
         .with("healthCheckNodePort: 32000");
-    let everywhere = ServiceSpec::new("everywhere", 11, &["a"])
+    let anywhere = ServiceSpec::new("anywhere", 21, &["a"])
         .node_port(30081)
         .terminating("a");
-    let stage = cluster(mode, &[&local, &everywhere])?;
+    stage.apply(&local)?;
+    stage.apply(&anywhere)?;
     let health = |node: usize, wanted: u16| -> Result<()> {
         for server in stage.node_port(node, 32000) {
             for place in [stage.pod("p0").place(), stage.client.place()] {
@@ -217,16 +211,17 @@ fn external_policies(mode: &str) -> Result<()> {
     };
     for node in 0..3 {
         let servers = stage.node_port(node, 30081);
-        served(&stage, servers, &[0, 1, 2], "a").context("terminating, Cluster")?;
+        settled(stage.client.place(), servers, "a")?;
+        served(stage, servers, &[0, 1, 2], "a").context("terminating, Cluster")?;
     }
     health(0, 200)?;
     health(1, 503)?;
     nobody_listens(stage.lab.node(0).place(), 30080)?;
-    external_local(&stage, 30080).context("ready")?;
+    external_local(stage, 30080).context("ready")?;
     // The load balancer's address works from every pod, with the pod's own address.
     for server in local.load_balancer_ips() {
         for pod in ["p0", "p1", "p2"] {
-            let seen = answer(&stage, pod, server, "a")?.peer.ip();
+            let seen = answer(stage, pod, server, "a")?.peer.ip();
             let own = stage.pod(pod).address_like(server.ip());
             ensure!(seen == own, "{pod} at {server} is seen as {seen}");
         }
@@ -234,7 +229,7 @@ fn external_policies(mode: &str) -> Result<()> {
     // On its way out it goes on serving, while load balancers are told to go elsewhere.
     stage.apply(&local.clone().terminating("a"))?;
     health(0, 503)?;
-    external_local(&stage, 30080).context("terminating")?;
+    external_local(stage, 30080).context("terminating")?;
     // Policy Cluster: every node serves outsiders, and there is nothing to ask for health.
     let cluster = ServiceSpec {
         spec: String::new(),
@@ -254,29 +249,19 @@ fn external_policies(mode: &str) -> Result<()> {
         .with("externalTrafficPolicy: Local")
         .with("healthCheckNodePort: 32001");
     stage.apply(&again)?;
-    for server in stage.node_port(0, 32001) {
-        soon("the new health check node port answers", || {
-            let (status, body) = ask_health(stage.client.place(), server)?;
-            ensure!(status == 200, "{server} says {status}: {body}");
-            Ok(())
-        })?;
+    for (node, wanted) in [(0, 200), (1, 503)] {
+        for server in stage.node_port(node, 32001) {
+            soon("the new health check node port answers", || {
+                let (status, body) = ask_health(stage.client.place(), server)?;
+                ensure!(status == wanted, "{server} says {status}: {body}");
+                Ok(())
+            })?;
+        }
     }
-    external_local(&stage, 30080).context("changed there and back")
+    external_local(stage, 30080).context("changed there and back")
 }
 
-#[test]
-fn external_policies_terminating_endpoints_and_health_ports_with_socket_balancing() -> Result<()> {
-    external_policies("all")
-}
-
-#[test]
-fn external_policies_terminating_endpoints_and_health_ports_packet_by_packet() -> Result<()> {
-    external_policies("off")
-}
-
-fn addresses_as_they_are(mode: &str) -> Result<()> {
-    let web = ServiceSpec::new("web", 10, &["a"]);
-    let stage = cluster(mode, &[&web])?;
+fn addresses_as_they_are(stage: &Stage, web: &ServiceSpec) -> Result<()> {
     let mut direct = Vec::new();
     for (_, name) in PODS {
         for server in stage.pod(name).sockets(lb_tests::stage::TARGET_PORT) {
@@ -287,21 +272,33 @@ fn addresses_as_they_are(mode: &str) -> Result<()> {
         let own = |server: SocketAddr| stage.pod(pod).address_like(server.ip());
         // Pods that speak to pods are nobody's business, whatever serves beside.
         for (name, server) in &direct {
-            let seen = answer(&stage, pod, *server, name)?.peer.ip();
+            let seen = answer(stage, pod, *server, name)?.peer.ip();
             ensure!(seen == own(*server), "{pod} is seen as {seen} by {name}");
         }
         for server in web.cluster_ips() {
-            let seen = answer(&stage, pod, server, "a")?.peer.ip();
+            let seen = answer(stage, pod, server, "a")?.peer.ip();
             ensure!(seen == own(server), "{pod} is seen as {seen}");
         }
     }
     Ok(())
 }
 
+fn policies_and_addresses(mode: &str) -> Result<()> {
+    let web = ServiceSpec::new("web", 9, &["a"]);
+    let stage = cluster(mode, &[&web])?;
+    addresses_as_they_are(&stage, &web).context("addresses")?;
+    internal_policies(&stage).context("inside")?;
+    external_policies(&stage).context("outside")
+}
+
 #[test]
-fn pods_keep_their_addresses_among_themselves_and_through_a_cluster_ip() -> Result<()> {
-    for mode in ["all", "off"] {
-        addresses_as_they_are(mode).with_context(|| mode.to_owned())?;
-    }
-    Ok(())
+fn policies_terminating_endpoints_and_addresses_hold_on_three_nodes_with_socket_balancing()
+-> Result<()> {
+    policies_and_addresses("all")
+}
+
+#[test]
+fn policies_terminating_endpoints_and_addresses_hold_on_three_nodes_packet_by_packet() -> Result<()>
+{
+    policies_and_addresses("off")
 }

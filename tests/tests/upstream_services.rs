@@ -57,75 +57,67 @@ fn by_hand(cluster: &RealCluster, name: &str, number: u8, labels: &Value) -> [Va
     [object, slice]
 }
 
-#[test]
-fn labels_that_give_a_service_to_another_proxy_or_its_slices_to_nobody_are_followed_live()
--> Result<()> {
-    let mut cluster = RealCluster::new(&["a"])?;
+fn labels(cluster: &RealCluster) -> Result<()> {
     cluster.run("a", "web")?;
     let none = json!({});
     let foreign = json!({"service.kubernetes.io/service-proxy-name": "foo-bar"});
     let headless = json!({"service.kubernetes.io/headless": ""});
     cluster.api.apply(&labelled("foreign", 1, &foreign))?;
-    for object in by_hand(&cluster, "headless", 2, &headless) {
+    for object in by_hand(cluster, "headless", 2, &headless) {
         cluster.api.apply(&object)?;
     }
     cluster.api.apply(&labelled("toggled", 3, &none))?;
-    for object in by_hand(&cluster, "by-hand", 4, &none) {
+    for object in by_hand(cluster, "by-hand", 4, &none) {
         cluster.api.apply(&object)?;
     }
-    cluster.start("")?;
     let [plain, _] = sockets(4);
-    is_up(&cluster, 3, "a")?;
+    is_up(cluster, 3, "a")?;
     cluster.site.await_answer(plain, "a")?;
     cluster.api.apply(&labelled("toggled", 3, &foreign))?;
-    let [_, slice] = by_hand(&cluster, "by-hand", 4, &headless);
+    let [_, slice] = by_hand(cluster, "by-hand", 4, &headless);
     cluster.api.apply(&slice)?;
-    is_down(&cluster, 3).context("given to another proxy")?;
-    is_down(&cluster, 4).context("its slice became nobody's")?;
+    is_down(cluster, 3).context("given to another proxy")?;
+    is_down(cluster, 4).context("its slice became nobody's")?;
     cluster.api.apply(&labelled("toggled", 3, &none))?;
-    let [_, slice] = by_hand(&cluster, "by-hand", 4, &none);
+    let [_, slice] = by_hand(cluster, "by-hand", 4, &none);
     cluster.api.apply(&slice)?;
-    is_up(&cluster, 3, "a").context("given back")?;
+    is_up(cluster, 3, "a").context("given back")?;
     cluster
         .site
         .await_answer(plain, "a")
         .context("given back")?;
-    is_down(&cluster, 1).context("another proxy's to the end")?;
-    is_down(&cluster, 2).context("nobody's to the end")
+    is_down(cluster, 1).context("another proxy's to the end")?;
+    is_down(cluster, 2).context("nobody's to the end")
 }
 
 fn publishing(publish: bool) -> Value {
-    let mut object = service("web", 1);
+    let mut object = service("published", 5);
     object["spec"]["publishNotReadyAddresses"] = json!(publish);
     object
 }
 
-#[test]
-fn pods_that_are_not_ready_or_on_their_way_out_serve_where_the_service_publishes_them() -> Result<()>
-{
-    let mut cluster = RealCluster::new(&["a"])?;
+fn published(cluster: &RealCluster) -> Result<()> {
     cluster.api.apply(&publishing(true))?;
-    cluster.run("a", "web")?;
-    cluster.set_ready("a", false)?;
-    cluster.start("")?;
-    is_up(&cluster, 1, "a").context("not ready")?;
+    cluster.run("b", "published")?;
+    cluster.set_ready("b", false)?;
+    is_up(cluster, 5, "b").context("not ready")?;
     cluster.api.apply(&publishing(false))?;
-    is_down(&cluster, 1).context("not ready, not published")?;
+    is_down(cluster, 5).context("not ready, not published")?;
     // The kubelet lets it work on for a while.
-    cluster.api.delete(&pod_name("a"), Some(100))?;
+    cluster.api.delete(&pod_name("b"), Some(100))?;
     cluster.api.apply(&publishing(true))?;
-    is_up(&cluster, 1, "a").context("terminating and not ready")?;
+    is_up(cluster, 5, "b").context("terminating and not ready")?;
     cluster.api.apply(&publishing(false))?;
-    is_down(&cluster, 1).context("terminating and not ready, not published")?;
+    is_down(cluster, 5).context("terminating and not ready, not published")?;
     // A pod that was evicted is no endpoint, published or not: refused, not dropped.
     cluster.api.apply(&publishing(true))?;
-    is_up(&cluster, 1, "a")?;
+    is_up(cluster, 5, "b")?;
     cluster.api.status(
-        &pod_name("a"),
+        &pod_name("b"),
         &json!({"phase": "Failed", "reason": "Evicted"}),
     )?;
-    is_down(&cluster, 1).context("evicted")?;
-    for socket in sockets(1) {
+    is_down(cluster, 5).context("evicted")?;
+    for socket in sockets(5) {
         let outcome = attempts(cluster.site.client().place(), socket)?;
         ensure!(
             outcome == ["Err(ConnectionRefused)", "Err(ConnectionRefused)"],
@@ -152,56 +144,53 @@ fn run_with_port(cluster: &RealCluster, pod: &str, app: &str, port: u16) -> Resu
     cluster.api.status(&fresh, &status).map(drop)
 }
 
-#[test]
-fn ports_by_name_several_slices_and_protocols_on_one_port_are_served() -> Result<()> {
-    let mut cluster = RealCluster::new(&["a", "b"])?;
-    let other = Server::start(cluster.site.pod("b").place(), "b-other", OTHER_PORT)?;
+fn ports(cluster: &RealCluster) -> Result<()> {
+    let other = Server::start(cluster.site.pod("d").place(), "d-other", OTHER_PORT)?;
     // One name, two numbers: the controller makes a slice for each.
-    let mut by_name = service("by-name", 1);
+    let mut by_name = service("by-name", 6);
     by_name["spec"]["ports"] =
         json!([{"name": "tcp", "protocol": "TCP", "port": 80, "targetPort": "web"}]);
     cluster.api.apply(&by_name)?;
-    cluster.run("a", "by-name")?;
-    run_with_port(&cluster, "b", "by-name", OTHER_PORT)?;
+    cluster.run("c", "by-name")?;
+    run_with_port(cluster, "d", "by-name", OTHER_PORT)?;
     // Slices that nobody's controller made: two addresses, each with a port of its own.
-    let mut by_hand = service("by-hand", 2);
+    let mut by_hand = service("slices", 7);
     by_hand["spec"]["selector"].take();
     cluster.api.apply(&by_hand)?;
-    for (pod, port) in [("a", 8080), ("b", OTHER_PORT)] {
+    for (pod, port) in [("c", 8080), ("d", OTHER_PORT)] {
         let pod = cluster.site.pod(pod);
         for (family, address) in [
             ("IPv4", pod.v4().to_string()),
             ("IPv6", pod.v6().to_string()),
         ] {
-            let name = format!("by-hand-{}-{}", pod.name(), family.to_lowercase());
+            let name = format!("slices-{}-{}", pod.name(), family.to_lowercase());
             let mut slice = named("discovery.k8s.io/v1", "EndpointSlice", &name);
-            slice["metadata"]["labels"] = json!({"kubernetes.io/service-name": "by-hand"});
+            slice["metadata"]["labels"] = json!({"kubernetes.io/service-name": "slices"});
             slice["addressType"] = json!(family);
             slice["ports"] = json!([{"name": "tcp", "protocol": "TCP", "port": port}]);
             slice["endpoints"] = json!([{"addresses": [address]}]);
             cluster.api.apply(&slice)?;
         }
     }
-    cluster.start("")?;
-    for number in [1, 2] {
-        for name in ["a", "b-other"] {
+    for number in [6, 7] {
+        for name in ["c", "d-other"] {
             for socket in sockets(number) {
                 cluster.site.await_answer(socket, name)?;
             }
         }
     }
     // A port for both protocols, for one, for the other.
-    let both = service("both", 3);
+    let both = service("both", 8);
     let only = |index: usize| {
         let mut object = both.clone();
         object["spec"]["ports"] = json!([both["spec"]["ports"][index]]);
         object
     };
     cluster.api.apply(&both)?;
-    cluster.run("a", "both")?;
+    cluster.run("e", "both")?;
     let place = cluster.site.client().place();
     let meets = |wanted: [&str; 2]| -> Result<()> {
-        for socket in sockets(3) {
+        for socket in sockets(8) {
             cluster.site.until(&format!("{wanted:?}"), || {
                 let got = attempts(place, socket)?;
                 Ok((got != wanted).then(|| format!("{got:?}")))
@@ -219,16 +208,13 @@ fn ports_by_name_several_slices_and_protocols_on_one_port_are_served() -> Result
     Ok(())
 }
 
-#[test]
-fn external_addresses_new_service_ranges_and_namesakes_are_served() -> Result<()> {
-    let mut cluster = RealCluster::new(&["a", "b"])?;
-    let mut external = service("web", 1);
+fn addresses(cluster: &RealCluster) -> Result<()> {
+    let mut external = service("external", 9);
     external["spec"]["externalIPs"] = json!(["203.0.113.250", "2001:db8::cb00:71fa"]);
     cluster.api.apply(&external)?;
-    cluster.run("a", "web")?;
-    cluster.start("")?;
+    cluster.run("f", "external")?;
     for socket in ["203.0.113.250:80", "[2001:db8::cb00:71fa]:80"] {
-        cluster.site.await_answer(socket.parse()?, "a")?;
+        cluster.site.await_answer(socket.parse()?, "f")?;
     }
     // A range that the cluster gets later, and a Service in it.
     let range = json!({"kind": "ServiceCIDR", "apiVersion": "networking.k8s.io/v1",
@@ -244,7 +230,7 @@ fn external_addresses_new_service_ranges_and_namesakes_are_served() -> Result<()
         Ok((got[0] != "Err(TimedOut)").then(|| format!("{got:?}")))
     })?;
     let mut later = named("v1", "Service", "later");
-    later["spec"] = json!({"selector": {"app": "web"}, "clusterIP": "10.196.196.196",
+    later["spec"] = json!({"selector": {"app": "external"}, "clusterIP": "10.196.196.196",
         "ports": [{"port": 80, "targetPort": 8080}]});
     cluster
         .site
@@ -257,12 +243,22 @@ fn external_addresses_new_service_ranges_and_namesakes_are_served() -> Result<()
         })?;
     cluster
         .site
-        .await_answer("10.196.196.196:80".parse()?, "a")?;
+        .await_answer("10.196.196.196:80".parse()?, "f")?;
     // Gone, and made anew for another pod under the name and address that were.
     cluster.api.delete(&external, None)?;
-    is_down(&cluster, 1)?;
-    cluster.remove("a")?;
-    cluster.run("b", "web")?;
-    cluster.api.apply(&service("web", 1))?;
-    is_up(&cluster, 1, "b")
+    is_down(cluster, 9)?;
+    cluster.remove("f")?;
+    cluster.run("g", "external")?;
+    cluster.api.apply(&service("external", 9))?;
+    is_up(cluster, 9, "g")
+}
+
+#[test]
+fn labels_published_pods_ports_and_addresses_are_served_as_the_objects_say() -> Result<()> {
+    let mut cluster = RealCluster::new(&["a", "b", "c", "d", "e", "f", "g"])?;
+    cluster.start("")?;
+    labels(&cluster).context("labels")?;
+    published(&cluster).context("published pods")?;
+    ports(&cluster).context("ports")?;
+    addresses(&cluster).context("addresses")
 }
