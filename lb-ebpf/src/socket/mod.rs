@@ -1,6 +1,8 @@
 //! The cgroup hooks of addresses: `connect`, `sendmsg`, `recvmsg`, `getpeername`, and the release
 //! of a socket. All of them let the call proceed (1); refusing sets the errno and returns 0.
 
+#[macro_use]
+mod family;
 pub(crate) mod records;
 
 use crate::env::{Kernel, has};
@@ -14,10 +16,11 @@ use aya_ebpf::programs::{SockAddrContext, SockContext};
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 use core::ptr;
-use lb_common::addr::{Addr, BackendId, Endpoint, Port, Protocol};
+use lb_common::addr::{Addr, BackendId, Endpoint, Protocol};
 use lb_common::feature::Feature;
 use lb_common::socket::{self, Peer, Records, Request, Socket, SocketVerdict};
 use lb_common::table::{ConnectedSocket, POD_CGROUP_DEPTH, UnconnectedSocket};
+use family::{Family, V4, V6, set_user, user};
 use records::{Released, Storage};
 
 /// The kernel's return values of these hooks.
@@ -36,128 +39,6 @@ const MPTCP: u32 = 262;
 /// Cgroups whose processes' sockets are not balanced.
 #[btf_map(name = "lb_optout")]
 static OPTED_OUT: HashMap<u64, u32, 4_096> = HashMap::new();
-
-/// Which of the pair of hooks runs: the context's fields of the other family cannot be read.
-trait Family {
-    /// The address the caller asks for or is about to see.
-    fn user(ctx: *mut bpf_sock_addr) -> Addr;
-    /// Replaces it.
-    fn set_user(ctx: *mut bpf_sock_addr, addr: &Addr);
-    /// The source asked for one datagram.
-    fn message_source(ctx: *mut bpf_sock_addr) -> Addr;
-    /// The source the socket is bound to.
-    fn bound(sk: *mut bpf_sock) -> Addr;
-    /// [`socket::place_of`] as a global function.
-    fn place_of(ctx: *mut bpf_sock_addr) -> u32;
-    /// [`socket::enter`] as a global function.
-    fn enter(ctx: *mut bpf_sock_addr, backend: u32) -> u32;
-}
-
-/// The hooks of IPv4.
-struct V4;
-/// The hooks of IPv6, which see IPv4-mapped addresses too.
-struct V6;
-
-/// Reads a field of a context or of its socket: exactly one load of the field's width, as the
-/// verifier demands; the compiler may not join it with its neighbour's.
-macro_rules! field {
-    ($object:expr, $($field:tt)+) => {
-        // SAFETY: the object is the program's context or the socket it points to, both live for
-        // the whole program.
-        unsafe { (&raw const (*$object).$($field)+).read_volatile() }
-    };
-}
-
-/// Writes a field of a context, likewise.
-macro_rules! set_field {
-    ($object:expr, $value:expr, $($field:tt)+) => {
-        // SAFETY: as in `field`; the hook may write this field.
-        unsafe { (&raw mut (*$object).$($field)+).write_volatile($value) }
-    };
-}
-
-impl Family for V4 {
-    #[inline(always)]
-    fn user(ctx: *mut bpf_sock_addr) -> Addr {
-        Addr::from_v4_word(field!(ctx, user_ip4))
-    }
-
-    #[inline(always)]
-    fn set_user(ctx: *mut bpf_sock_addr, addr: &Addr) {
-        set_field!(ctx, addr.v4_word(), user_ip4);
-    }
-
-    #[inline(always)]
-    fn message_source(ctx: *mut bpf_sock_addr) -> Addr {
-        Addr::from_v4_word(field!(ctx, msg_src_ip4))
-    }
-
-    #[inline(always)]
-    fn bound(sk: *mut bpf_sock) -> Addr {
-        Addr::from_v4_word(field!(sk, src_ip4))
-    }
-
-    #[inline(always)]
-    fn place_of(ctx: *mut bpf_sock_addr) -> u32 {
-        lb_udp_place4(ctx)
-    }
-
-    #[inline(always)]
-    fn enter(ctx: *mut bpf_sock_addr, backend: u32) -> u32 {
-        lb_udp_enter4(ctx, backend)
-    }
-}
-
-impl Family for V6 {
-    #[inline(always)]
-    fn user(ctx: *mut bpf_sock_addr) -> Addr {
-        Addr::from_v6_words([
-            field!(ctx, user_ip6[0]),
-            field!(ctx, user_ip6[1]),
-            field!(ctx, user_ip6[2]),
-            field!(ctx, user_ip6[3]),
-        ])
-    }
-
-    #[inline(always)]
-    fn set_user(ctx: *mut bpf_sock_addr, addr: &Addr) {
-        let [a, b, c, d] = addr.words();
-        set_field!(ctx, a, user_ip6[0]);
-        set_field!(ctx, b, user_ip6[1]);
-        set_field!(ctx, c, user_ip6[2]);
-        set_field!(ctx, d, user_ip6[3]);
-    }
-
-    #[inline(always)]
-    fn message_source(ctx: *mut bpf_sock_addr) -> Addr {
-        Addr::from_v6_words([
-            field!(ctx, msg_src_ip6[0]),
-            field!(ctx, msg_src_ip6[1]),
-            field!(ctx, msg_src_ip6[2]),
-            field!(ctx, msg_src_ip6[3]),
-        ])
-    }
-
-    #[inline(always)]
-    fn bound(sk: *mut bpf_sock) -> Addr {
-        Addr::from_v6_words([
-            field!(sk, src_ip6[0]),
-            field!(sk, src_ip6[1]),
-            field!(sk, src_ip6[2]),
-            field!(sk, src_ip6[3]),
-        ])
-    }
-
-    #[inline(always)]
-    fn place_of(ctx: *mut bpf_sock_addr) -> u32 {
-        lb_udp_place6(ctx)
-    }
-
-    #[inline(always)]
-    fn enter(ctx: *mut bpf_sock_addr, backend: u32) -> u32 {
-        lb_udp_enter6(ctx, backend)
-    }
-}
 
 /// The socket of a sock_addr program.
 struct AddressedSocket<F> {
@@ -271,26 +152,6 @@ fn is_opted_out() -> bool {
         level += 1;
     }
     false
-}
-
-#[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "the port is the low half")]
-fn user_port(ctx: *mut bpf_sock_addr) -> Port {
-    Port(field!(ctx, user_port) as u16)
-}
-
-#[inline(always)]
-fn user<F: Family>(ctx: *mut bpf_sock_addr) -> Endpoint {
-    Endpoint {
-        addr: F::user(ctx),
-        port: user_port(ctx),
-    }
-}
-
-#[inline(always)]
-fn set_user<F: Family>(ctx: &SockAddrContext, endpoint: &Endpoint) {
-    F::set_user(ctx.sock_addr, &endpoint.addr);
-    set_field!(ctx.sock_addr, u32::from(endpoint.port.0), user_port);
 }
 
 /// The socket's protocol; anything that is neither TCP nor UDP comes out as 0.
