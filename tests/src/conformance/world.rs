@@ -272,7 +272,7 @@ impl World {
                 .iter()
                 .map(|(name, desired)| (*name, desired.as_ref())),
         );
-        self.write(plan);
+        self.write(&plan);
         !dirty.is_empty()
     }
 
@@ -308,14 +308,14 @@ impl World {
         self.packets.buckets = HostBuckets::new(buckets);
     }
 
-    fn write(&mut self, plan: Plan) {
+    fn write(&mut self, plan: &Plan) {
         for op in &plan.ops {
             memory::write(&mut self.packets.tables, &mut self.names, op);
         }
         if let Some(fence) = plan.fence {
             // No program runs between two steps of a case.
             let graced = self.planner.graced(fence);
-            self.write(graced);
+            self.write(&graced);
         }
     }
 }
