@@ -4,6 +4,7 @@ pub mod api_client;
 pub mod api_server;
 pub mod associations;
 pub mod attempt;
+pub mod bonded;
 pub mod cluster;
 pub mod conformance;
 pub mod control_plane;

@@ -4,6 +4,7 @@
 //! What may not live here: expectations. Tests say what must happen; the stage only sets it up.
 
 use anyhow::{Context, Result};
+use lb_agent::datapath::Reader;
 use lb_lab::topology::OutsideClient;
 use lb_lab::{Agent, AgentOptions, Lab, Offload, Pod, PodNetwork, Server};
 use std::collections::BTreeMap;
@@ -34,7 +35,8 @@ pub struct ServiceSpec {
     pub sctp: bool,
     /// Further lines of its `spec`, indented by two.
     pub spec: String,
-    /// Its endpoints: names of pods of the stage, or of nodes (`node0`) that have a server.
+    /// Its endpoints: names of pods of the stage, of nodes (`node0`) that have a server, or of foreign
+    /// servers.
     pub endpoints: Vec<String>,
     /// What an endpoint has instead of being ready: fields of the slice's endpoint.
     pub states: BTreeMap<String, String>,
@@ -146,6 +148,8 @@ pub struct Stage {
     pub agents: Vec<Agent>,
     servers: Vec<Server>,
     pods: BTreeMap<String, (usize, Pod)>,
+    /// Servers that are on no node of the stage, with their addresses.
+    foreign: BTreeMap<String, [IpAddr; 2]>,
     /// A client outside the cluster.
     pub client: OutsideClient,
     /// The namespaces.
@@ -171,6 +175,7 @@ impl Stage {
             agents: Vec::new(),
             servers: Vec::new(),
             pods: BTreeMap::new(),
+            foreign: BTreeMap::new(),
             client,
             lab,
             manifests,
@@ -196,6 +201,11 @@ impl Stage {
         let server = Server::start(place, &format!("node{node}"), TARGET_PORT)?;
         self.servers.push(server);
         Ok(())
+    }
+
+    /// Lets services have the endpoint `name` on a node that is not of the stage; IPv4 first.
+    pub fn add_foreign(&mut self, name: &str, addresses: [IpAddr; 2]) {
+        self.foreign.insert(name.to_owned(), addresses);
     }
 
     /// The pod called `name`.
@@ -285,7 +295,7 @@ impl Stage {
                 let state = state.map_or("conditions: {ready: true}", String::as_str);
                 let _ = writeln!(
                     text,
-                    "- {{addresses: [\"{address}\"], nodeName: node{node}, {state}}}"
+                    "- {{addresses: [\"{address}\"], nodeName: {node}, {state}}}"
                 );
             }
         }
@@ -293,14 +303,17 @@ impl Stage {
     }
 
     /// The node and the addresses of an endpoint, IPv4 first.
-    fn endpoint(&self, name: &str) -> (usize, [IpAddr; 2]) {
+    fn endpoint(&self, name: &str) -> (String, [IpAddr; 2]) {
         if let Some((node, pod)) = self.pods.get(name) {
-            return (*node, [pod.v4().into(), pod.v6().into()]);
+            return (format!("node{node}"), [pod.v4().into(), pod.v6().into()]);
+        }
+        if let Some(addresses) = self.foreign.get(name) {
+            return ("another".to_owned(), *addresses);
         }
         let mut nodes = 0..self.lab.nodes().len();
         let node = nodes.find(|node| name == format!("node{node}"));
         let node = node.unwrap_or_else(|| panic!("the stage has no pod or node {name}"));
-        (node, self.lab.node_addresses(node))
+        (name.to_owned(), self.lab.node_addresses(node))
     }
 
     /// Starts an agent on every node and waits until each serves everything that was applied.
@@ -339,12 +352,13 @@ impl Stage {
         ))
     }
 
-    /// How often an agent's node has counted a reason.
+    /// How often an agent's node has counted a reason. Read from the table: the page of metrics walks all
+    /// flows, too, which takes seconds on an emulated machine.
     pub fn counted(&self, node: usize, reason: &str) -> Result<u64> {
-        let page = self.agents[node].metrics(self.lab.node(node))?;
-        let series = format!("lb_reasons_total{{reason=\"{reason}\"}} ");
-        let value = page.lines().find_map(|line| line.strip_prefix(&series));
-        Ok(value.unwrap_or("0").trim().parse()?)
+        let reasons = Reader::open(self.agents[node].bpffs())?.reasons()?;
+        let found = reasons.iter().find(|(known, _)| known.name() == reason);
+        let (_, count) = found.with_context(|| format!("nothing is counted as {reason}"))?;
+        Ok(*count)
     }
 
     /// The node port sockets of node `number`, IPv4 first.

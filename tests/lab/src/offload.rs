@@ -52,6 +52,31 @@ const SET_TX: u32 = 0x17;
 const SET_TSO: u32 = 0x1f;
 const SET_GSO: u32 = 0x24;
 
+// <linux/ethtool.h>: ETHTOOL_GFLAGS, ETHTOOL_SFLAGS, and the flag of devices that write VLAN tags.
+const FLAGS: u32 = 0x25;
+const SET_FLAGS: u32 = 0x26;
+const WRITES_TAGS: u32 = 1 << 7;
+
+/// Whether `device` writes VLAN tags itself (`txvlan`): it is given them beside the packet. Else they stand
+/// in the packets it is given.
+pub fn vlan_tags(namespace: &Namespace, device: &str, beside: bool) -> Result<()> {
+    namespace.enter(|| {
+        let failed = || format!("cannot switch txvlan of {device} to {beside}");
+        let flags = request(device, FLAGS, 0).with_context(failed)?;
+        let wanted = if beside {
+            flags | WRITES_TAGS
+        } else {
+            flags & !WRITES_TAGS
+        };
+        request(device, SET_FLAGS, wanted).with_context(failed)?;
+        let now = request(device, FLAGS, 0).with_context(failed)?;
+        if now & WRITES_TAGS == wanted & WRITES_TAGS {
+            return Ok(());
+        }
+        Err(anyhow!("the device keeps it as it was")).with_context(failed)
+    })?
+}
+
 /// Sets the offloads of `device` in `namespace`. (The ioctls rather than the `ethtool` command:
 /// one package less to install.)
 pub fn set(namespace: &Namespace, device: &str, offload: Offload) -> Result<()> {
@@ -68,7 +93,8 @@ pub fn set(namespace: &Namespace, device: &str, offload: Offload) -> Result<()> 
     })?
 }
 
-fn request(device: &str, command: u32, data: u32) -> Result<()> {
+/// Asks with `data`, and returns what is there then.
+fn request(device: &str, command: u32, data: u32) -> Result<u32> {
     let fd = socket(
         AddressFamily::Inet,
         SockType::Datagram,
@@ -93,5 +119,5 @@ fn request(device: &str, command: u32, data: u32) -> Result<()> {
     if result < 0 {
         return Err(std::io::Error::last_os_error().into());
     }
-    Ok(())
+    Ok(value.data)
 }

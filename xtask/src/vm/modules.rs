@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What must be loaded; a name that is built in, or not known to a kernel, is no fault.
-const WANTED: [&str; 20] = [
+const WANTED: [&str; 22] = [
     // What nf_conntrack's checksums ask the kernel's crypto for, which no dependency names.
     "crc32c_generic",
     "virtio_pci",
@@ -19,6 +19,8 @@ const WANTED: [&str; 20] = [
     "veth",
     "bridge",
     "dummy",
+    "bonding",
+    "8021q",
     "sch_ingress",
     "cls_bpf",
     "nf_tables",
