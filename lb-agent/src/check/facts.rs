@@ -50,6 +50,8 @@ pub struct Device {
     pub reverse_path_filter: u32,
     /// It is a bridge with this many ports.
     pub bridge_ports: Option<usize>,
+    /// It is a VLAN whose packets keep the tag in their Ethernet header (`reorder_hdr off`).
+    pub keeps_tags: bool,
     /// For bridges: whether what is switched passes netfilter's IP hooks (`br_netfilter`).
     pub bridge_netfilter: bool,
 }

@@ -14,6 +14,7 @@ pub fn findings(machine: &Machine) -> Vec<Finding> {
     kernel(machine, &mut found);
     node_ports(machine, &mut found);
     hooks(machine, &mut found);
+    tags(machine, &mut found);
     routing::find(machine, &mut found);
     netfilter::find(machine, &mut found);
     found.sort_by_key(|finding| finding.severity);
@@ -123,4 +124,21 @@ fn hooks(machine: &Machine, found: &mut Vec<Finding>) {
             "name them in --devices (`auto` takes all), unless no client and no pod is behind them",
         ));
     }
+}
+
+fn tags(machine: &Machine, found: &mut Vec<Finding>) {
+    let keeping = machine.devices.iter().filter(|device| device.keeps_tags);
+    let names: Vec<&str> = keeping.map(|device| device.name.as_str()).collect();
+    if names.is_empty() {
+        return;
+    }
+    found.push(Finding::warning(
+        "vlan",
+        format!(
+            "{} the tags in packets' Ethernet headers: the programs find no addresses behind them, and nothing \
+             that comes in or leaves there is balanced",
+            super::listed(&names, "is a VLAN that keeps", "are VLANs that keep")
+        ),
+        "`ip link set DEVICE type vlan reorder_hdr on`, as the kernel makes VLANs",
+    ));
 }

@@ -5,7 +5,9 @@ use super::nftables;
 use crate::cli::privileges;
 use crate::datapath;
 use futures::TryStreamExt;
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, VlanFlags,
+};
 use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 use std::collections::HashMap;
 use std::fs;
@@ -124,12 +126,13 @@ fn devices(links: &[LinkMessage]) -> Vec<Device> {
 }
 
 fn device(link: &LinkMessage, all: u32, ports: Option<usize>) -> Device {
-    let (mut name, mut bridge) = (String::new(), false);
+    let (mut name, mut bridge, mut keeps_tags) = (String::new(), false, false);
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(found) => name.clone_from(found),
             LinkAttribute::LinkInfo(infos) => {
                 bridge = infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
+                keeps_tags = infos.iter().any(keeps_vlan_tags);
             }
             _ => {}
         }
@@ -142,9 +145,20 @@ fn device(link: &LinkMessage, all: u32, ports: Option<usize>) -> Device {
         up: link.header.flags.contains(LinkFlags::Up),
         reverse_path_filter: own.max(all),
         bridge_ports: bridge.then(|| ports.unwrap_or(0)),
+        keeps_tags,
         bridge_netfilter: netfilter("iptables"),
         name,
     }
+}
+
+fn keeps_vlan_tags(info: &LinkInfo) -> bool {
+    let LinkInfo::Data(InfoData::Vlan(words)) = info else {
+        return false;
+    };
+    // Flags of which none is set are not mentioned at all.
+    !words
+        .iter()
+        .any(|word| matches!(word, InfoVlan::Flags((on, _)) if on.contains(VlanFlags::ReorderHdr)))
 }
 
 /// A rule, unless it is one of the three that every namespace begins with.

@@ -257,6 +257,15 @@ fn routing_by_source_needs_marked_replies_and_a_rule_for_them() {
 }
 
 #[test]
+fn vlans_that_keep_tags_in_packets_are_named() {
+    let mut machine = machine();
+    machine.devices[0].keeps_tags = true;
+    let found = only(&machine, "vlan");
+    assert!(found.what.contains("eth0 is a VLAN"), "{}", found.what);
+    assert!(found.todo.contains("reorder_hdr on"), "{}", found.todo);
+}
+
+#[test]
 fn devices_without_hooks_are_named_once_others_have_some() {
     let mut machine = machine();
     machine.devices.push(Device {
