@@ -21,6 +21,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::resume_unwind;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 /// Only so many buckets let every wanted flow find one near its home (`flow::table`).
 const BUCKETS_A_FLOW: u32 = 4;
@@ -215,6 +218,9 @@ pub(super) fn open_map(
     }
 }
 
+/// How many programs are loaded side by side: so many take long to verify.
+const LOADERS: usize = 4;
+
 /// The loaded programs, by name.
 #[derive(Debug)]
 pub(super) struct Programs(HashMap<String, OwnedFd>);
@@ -259,22 +265,47 @@ pub(super) fn load(
         what: "the tables and programs".to_owned(),
         source: Box::new(source),
     })?;
-    let mut programs = HashMap::new();
-    for (name, program) in ebpf.programs_mut() {
-        let fd = load_program(program).map_err(|source| StartError::Load {
-            what: format!("the program {name}"),
-            source: Box::new(source),
-        })?;
-        if let Some(fd) = fd {
-            programs.insert(name.to_owned(), fd);
-        }
-    }
+    let programs = load_all(ebpf.programs_mut())?;
     drop(ebpf);
     // Parsing the kernel's own BTF, which aya does whether it is wanted or not, takes tens of megabytes
     // that are free again.
     memory::give_back();
     memory::unread(object);
     Ok(Programs(programs))
+}
+
+/// Loads programs side by side: the kernel takes seconds to verify them one after another.
+fn load_all<'a>(
+    programs: impl Iterator<Item = (&'a str, &'a mut Program)> + Send,
+) -> Result<HashMap<String, OwnedFd>, StartError> {
+    let queue = Mutex::new(programs);
+    let next = || {
+        let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.next()
+    };
+    let work = || {
+        let mut loaded = Vec::new();
+        while let Some((name, program)) = next() {
+            let fd = load_program(program).map_err(|source| StartError::Load {
+                what: format!("the program {name}"),
+                source: Box::new(source),
+            })?;
+            loaded.extend(fd.map(|fd| (name.to_owned(), fd)));
+        }
+        Ok(loaded)
+    };
+    let beside = thread::available_parallelism().map_or(1, usize::from) - 1;
+    thread::scope(|scope| {
+        let others: Vec<_> = (0..beside.min(LOADERS - 1))
+            .map(|_| scope.spawn(work))
+            .collect();
+        let own: Result<Vec<_>, _> = work();
+        let mut all = HashMap::from_iter(own?);
+        for other in others {
+            all.extend(other.join().unwrap_or_else(|panic| resume_unwind(panic))?);
+        }
+        Ok(all)
+    })
 }
 
 /// Loads one program and returns a descriptor of ours. `None`: of a kind we do not use.
