@@ -7,6 +7,7 @@ use crate::{elf, setup};
 use anyhow::{Context, Result, bail};
 use std::ffi::OsString;
 use std::fs;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -66,26 +67,38 @@ pub(crate) fn agent() -> Result<PathBuf> {
     Ok(agent)
 }
 
-/// Builds both eBPF objects, or takes prebuilt ones.
+/// Builds both eBPF objects side by side, for most of it is one long link; or takes prebuilt ones.
 pub(crate) fn objects() -> Result<()> {
-    let mut toolchain = None;
+    let mut missing = Vec::new();
     for flavour in Flavour::ALL {
-        if let Some(prebuilt) = std::env::var_os(flavour.variable()) {
-            take(flavour, Path::new(&prebuilt))?;
-            continue;
+        match std::env::var_os(flavour.variable()) {
+            Some(prebuilt) => take(flavour, Path::new(&prebuilt))?,
+            None => missing.push(flavour),
         }
-        let chosen = if let Some(chosen) = toolchain.take() {
-            chosen
-        } else {
-            let found = setup::ebpf_toolchain()?;
-            say(&found.describe());
-            found
-        };
-        step::timed(flavour.title(), &mut compile(&chosen, flavour, "build")?)?;
-        finish(flavour)?;
-        toolchain = Some(chosen);
     }
-    Ok(())
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let toolchain = setup::ebpf_toolchain()?;
+    say(&toolchain.describe());
+    let commands: Vec<(Flavour, Command)> = (missing.iter())
+        .map(|flavour| Ok((*flavour, compile(&toolchain, *flavour, "build")?)))
+        .collect::<Result<_>>()?;
+    std::thread::scope(|scope| {
+        let builds: Vec<_> = (commands.into_iter())
+            .map(|(flavour, mut command)| {
+                scope.spawn(move || {
+                    step::timed(flavour.title(), &mut command)?;
+                    finish(flavour)
+                })
+            })
+            .collect();
+        // Waits for all of them, whatever becomes of the first.
+        let ends: Vec<Result<()>> = (builds.into_iter())
+            .map(|build| build.join().unwrap_or_else(|panic| resume_unwind(panic)))
+            .collect();
+        ends.into_iter().collect()
+    })
 }
 
 /// Builds the objects only where one is missing.

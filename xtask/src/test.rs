@@ -109,7 +109,7 @@ fn run_all(args: &TestArgs) -> Report {
                 "--bins",
             ]))
         });
-        report.part("cases", project_cases);
+        report.part("cases", || step::run(&mut cases_command(&project_cases()?)));
         return report;
     }
     report.part("tools", || {
@@ -123,12 +123,14 @@ fn run_all(args: &TestArgs) -> Report {
     report.part("eBPF objects", build::objects);
     report.part("lints", lints);
     report.part("lints of the eBPF crate", ebpf_lints);
-    report.part("agent", || {
-        step::run(&mut cargo(["build", "--package", "lb-agent"]))
+    report.part("agent and tests", || {
+        let mut everything = workspace_tests();
+        step::run(everything.args(["--no-run"]))?;
+        let mut apart = workspace_tests();
+        step::run(apart.args(named_apart()).args(["--no-run"]))
     });
     report.outcome("host and kernel tests", || {
-        let mut tests = cargo(["test", "--quiet", "--no-fail-fast", "--workspace"]);
-        kernel_tests(&mut tests)
+        kernel_tests(workspace_tests().arg("--no-fail-fast"))
     });
     let [plane, names] = programs.join().unwrap_or_else(|_| {
         let panicked = || Missing::Build(anyhow!("the thread that builds them panicked"));
@@ -144,9 +146,12 @@ fn run_all(args: &TestArgs) -> Report {
         let programs = [(control_plane::VARIABLE, &plane), (dns::VARIABLE, &names)];
         with_programs(&WITH_NAMES, &programs)
     });
-    report.part("cases", project_cases);
+    report.part("cases", || {
+        let mut cases = Command::new(workspace::target().join("debug/cases"));
+        step::run(cases.args(project_cases()?))
+    });
     report.outcome("smoke test on other kernels", || {
-        match vm::smoke(&crate::default_kernels()) {
+        match vm::built_smoke(&crate::default_kernels()) {
             Ok(VmOutcome::Passed) => Outcome::Passed,
             Ok(VmOutcome::Skipped(reason)) => Outcome::Skipped(reason),
             Err(error) => Outcome::Failed(format!("{error:#}")),
@@ -169,10 +174,20 @@ fn named<'a>(tests: &[&'a str]) -> impl Iterator<Item = &'a str> {
     tests.iter().flat_map(|test| ["--test", test])
 }
 
+fn named_apart() -> impl Iterator<Item = &'static str> {
+    named(&ON_CONTROL_PLANE).chain(named(&WITH_NAMES))
+}
+
+/// Tests of the workspace, never of one package: for other packages cargo chooses other features, and
+/// would build the agent and half of what it is made of once more. Brings the workspace's programs, too.
+fn workspace_tests() -> Command {
+    cargo(["test", "--quiet", "--workspace"])
+}
+
 /// Runs tests that find programs by variables.
 fn with_programs(names: &[&str], programs: &[(&str, &Result<PathBuf, Missing>)]) -> Outcome {
-    let mut tests = cargo(["test", "--quiet", "--no-fail-fast", "--package", "lb-tests"]);
-    tests.args(named(names));
+    let mut tests = workspace_tests();
+    tests.arg("--no-fail-fast").args(named(names));
     for (variable, programs) in programs {
         match programs {
             Ok(directory) => {
@@ -190,14 +205,9 @@ fn slow(plane: &Result<PathBuf, Missing>) -> Outcome {
     let Ok(programs) = plane else {
         return Outcome::Skipped("there is no control plane".to_owned());
     };
-    let mut tests = cargo([
-        "test",
-        "--package",
-        "lb-tests",
-        "--test",
-        "control_plane_outage",
-    ]);
+    let mut tests = workspace_tests();
     tests
+        .args(["--test", "control_plane_outage"])
         .args(["--", "--ignored", "--nocapture"])
         .env(control_plane::VARIABLE, programs)
         .env("LB_AGENT_BIN", workspace::target().join("debug/lb-agent"));
@@ -250,11 +260,8 @@ fn lints() -> Result<()> {
     let mut all = cargo(["clippy", "--quiet", "--workspace", "--all-targets"]);
     step::run(all.args(["--", "-D", "warnings"]))?;
     // Not among all targets for cargo, because it does not run them unasked.
-    let mut apart = cargo(["clippy", "--quiet", "--package", "lb-tests"]);
-    apart
-        .args(named(&ON_CONTROL_PLANE))
-        .args(named(&WITH_NAMES));
-    step::run(apart.args(["--", "-D", "warnings"]))
+    let mut apart = cargo(["clippy", "--quiet", "--workspace"]);
+    step::run(apart.args(named_apart()).args(["--", "-D", "warnings"]))
 }
 
 /// The eBPF crate is linted by the clippy of the compiler that builds it, where there is one.
@@ -266,7 +273,7 @@ fn ebpf_lints() -> Result<()> {
 }
 
 /// The case files that the repository carries.
-fn project_cases() -> Result<()> {
+fn project_cases() -> Result<Vec<PathBuf>> {
     let dir = workspace::root().join("tests/conformance/cases");
     let mut files: Vec<PathBuf> = dir
         .read_dir()
@@ -279,7 +286,7 @@ fn project_cases() -> Result<()> {
         })
         .collect();
     files.sort();
-    step::run(&mut cases_command(&files))
+    Ok(files)
 }
 
 fn cases_command(files: &[PathBuf]) -> Command {

@@ -114,7 +114,7 @@ fn boot(machine: &Machine, kernel: &Kernel, initrd: &Path) -> Result<i32> {
         .stdout
         .take()
         .ok_or_else(|| anyhow!("qemu has no output"))?;
-    let result = follow(&lines(output));
+    let result = follow(&kernel.release, &lines(output));
     end(&mut child);
     result
 }
@@ -141,14 +141,14 @@ fn lines(output: ChildStdout) -> Receiver<String> {
     receiver
 }
 
-/// Shows the guest's output until it reports the command's exit code.
-fn follow(lines: &Receiver<String>) -> Result<i32> {
+/// Shows the output of the guest called `name` until it reports the command's exit code.
+fn follow(name: &str, lines: &Receiver<String>) -> Result<i32> {
     let end = Instant::now() + LIMIT;
     loop {
         match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
             Ok(line) => match line.split_once(EXIT) {
                 Some((_, code)) => return code.trim().parse().context("the guest's exit code"),
-                None => println!("  | {line}"),
+                None => println!("{name} | {line}"),
             },
             Err(RecvTimeoutError::Timeout) => bail!("no end after {} s", LIMIT.as_secs()),
             Err(RecvTimeoutError::Disconnected) => {
@@ -179,8 +179,8 @@ mod tests {
         let (sender, receiver) = channel();
         sender.send("hello".to_owned()).unwrap();
         sender.send("[  1.0] xtask-vm-exit:3".to_owned()).unwrap();
-        assert_eq!(follow(&receiver).unwrap(), 3);
+        assert_eq!(follow("guest", &receiver).unwrap(), 3);
         drop(sender);
-        assert!(follow(&receiver).is_err());
+        assert!(follow("guest", &receiver).is_err());
     }
 }

@@ -9,9 +9,14 @@ mod modules;
 use crate::step::{self, say};
 use crate::{VmArgs, setup, workspace};
 use anyhow::{Context, Result, bail};
+use debian::{Kernel, Machine};
 use std::ffi::OsString;
+use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Instant;
 
 /// How the smoke tests ended.
 pub(crate) enum Outcome {
@@ -55,10 +60,14 @@ pub(crate) fn smoke(kernels: &[String]) -> Result<Outcome> {
         "--bin",
         "smoke",
     ]))?;
-    on_each(
-        kernels,
-        &[workspace::target().join("debug/smoke").into_os_string()],
-    )
+    built_smoke(kernels)
+}
+
+/// Runs the smoke test, which is built like the agent, on each of `kernels`.
+pub(crate) fn built_smoke(kernels: &[String]) -> Result<Outcome> {
+    let smoke = workspace::target().join("debug/smoke");
+    // Debian's kernels have everything that it can try.
+    on_each(kernels, &[smoke.into_os_string(), "--complete".into()])
 }
 
 /// Runs `command` on each kernel that can be had.
@@ -75,29 +84,23 @@ fn on_each(kernels: &[String], command: &[OsString]) -> Result<Outcome> {
         ));
     }
     setup::vm_tools()?;
-    let machine = match debian::Machine::fetch(&dir()) {
+    let machine = match Machine::fetch(&dir()) {
         Ok(machine) => machine,
         Err(error) => return Ok(Outcome::Skipped(format!("qemu cannot be had: {error:#}"))),
     };
-    let (mut failed, mut skipped) = (Vec::new(), Vec::new());
+    let (mut found, mut skipped) = (Vec::new(), Vec::new());
     for series in kernels {
-        let kernel = match machine.kernel(series) {
-            Ok(kernel) => kernel,
+        match machine.kernel(series) {
+            Ok(kernel) => found.push(kernel),
             Err(error) => {
                 say(&format!(
                     "kernel {series}: skipped, it cannot be had: {error:#}"
                 ));
                 skipped.push(series.as_str());
-                continue;
             }
-        };
-        say(&format!("kernel {}", kernel.release));
-        match boot::run(&machine, &kernel, command).with_context(|| kernel.release.clone()) {
-            Ok(0) => say(&format!("kernel {}: passed", kernel.release)),
-            Ok(code) => failed.push(format!("{} (exit code {code})", kernel.release)),
-            Err(error) => failed.push(format!("{error:#}")),
         }
     }
+    let failed = boot_all(&machine, found, command);
     if !failed.is_empty() {
         bail!("failed on {}", failed.join(", "));
     }
@@ -108,4 +111,37 @@ fn on_each(kernels: &[String], command: &[OsString]) -> Result<Outcome> {
         )));
     }
     Ok(Outcome::Passed)
+}
+
+/// Boots two kernels at a time, since either keeps hardly more than one processor busy. Says which failed,
+/// and how.
+fn boot_all(machine: &Machine, kernels: Vec<Kernel>, command: &[OsString]) -> Vec<String> {
+    let queue = Mutex::new(kernels.into_iter());
+    let next = || {
+        let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.next()
+    };
+    let work = || {
+        let mut failed = Vec::new();
+        while let Some(kernel) = next() {
+            let release = &kernel.release;
+            say(&format!("kernel {release}"));
+            let start = Instant::now();
+            match boot::run(machine, &kernel, command).with_context(|| release.clone()) {
+                Ok(0) => say(&format!(
+                    "kernel {release}: passed in {} s",
+                    start.elapsed().as_secs()
+                )),
+                Ok(code) => failed.push(format!("{release} (exit code {code})")),
+                Err(error) => failed.push(format!("{error:#}")),
+            }
+        }
+        failed
+    };
+    thread::scope(|scope| {
+        let other = scope.spawn(work);
+        let mut failed = work();
+        failed.extend(other.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        failed
+    })
 }
