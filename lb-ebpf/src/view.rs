@@ -19,6 +19,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Length of an Ethernet header; a VLAN tag is kept beside the packet, not in it.
 pub const ETHERNET: usize = 14;
+/// The bits of a VLAN tag that number the VLAN; 0 is none.
+const VLAN_NUMBER: u32 = 0xfff;
 
 const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
@@ -164,8 +166,15 @@ const fn done(code: i64) -> Result<(), Failed> {
 }
 
 impl<const LINK: usize, const OWN: bool> Packet for TcPacket<LINK, OWN> {
+    /// What has a tag is not this device's: it comes by or came by the hooks of the VLAN's own device without. Here it
+    /// would take the tag with it, wherever it is sent.
     #[inline(always)]
     fn family(&self) -> Family {
+        if context!(self.skb, vlan_present) != 0
+            && context!(self.skb, vlan_tci) & VLAN_NUMBER != 0
+        {
+            return Family::Other;
+        }
         match context!(self.skb, protocol) {
             ETH_P_IP => Family::V4,
             ETH_P_IPV6 => Family::V6,
