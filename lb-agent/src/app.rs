@@ -67,8 +67,6 @@ pub struct Snapshot {
     pub last_error: Option<String>,
     /// What is refused now.
     pub refusals: Vec<Refusal>,
-    /// What services ask for and this version does not do.
-    pub not_served: Vec<Refusal>,
     /// Service ports served now.
     pub services: usize,
     /// Endpoints served now.

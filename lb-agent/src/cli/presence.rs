@@ -71,8 +71,7 @@ impl Presence {
             .and_then(|at| Timestamp::try_from(at).ok())
             .map(|at| at.to_string());
         self.last_error.clone_from(&snapshot.last_error);
-        let refused = snapshot.refusals.iter().chain(&snapshot.not_served);
-        let messages = refused.map(|refusal| &refusal.message);
+        let messages = snapshot.refusals.iter().map(|refusal| &refusal.message);
         let all: Vec<&String> = source.iter().chain(messages).collect();
         self.more_troubles = all.len().saturating_sub(TROUBLES);
         self.troubles = all.into_iter().take(TROUBLES).cloned().collect();

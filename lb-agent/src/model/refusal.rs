@@ -1,5 +1,4 @@
-//! What is refused, and what is not yet served: each with a name for the metric and a sentence for
-//! people.
+//! What is refused: each with a name for the metric and a sentence for people.
 
 use super::desired::ObjectName;
 use crate::source::Kind;
@@ -132,32 +131,6 @@ impl fmt::Display for Refusal {
             "{kind} {}: {} {} is refused: {}",
             self.object, self.field, self.value, self.reason
         )
-    }
-}
-
-/// What a service asks for and this version does not do: nothing at present.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub enum Feature {}
-
-impl Feature {
-    /// The feature's name in metrics.
-    pub const fn name(self) -> &'static str {
-        match self {}
-    }
-}
-
-/// A service asks for something that is not yet served.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct NotServed {
-    /// The Service.
-    pub service: ObjectName,
-    /// What it asks for.
-    pub feature: Feature,
-}
-
-impl fmt::Display for NotServed {
-    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.feature {}
     }
 }
 

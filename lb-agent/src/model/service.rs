@@ -5,7 +5,7 @@
 use super::address;
 use super::desired::{Family, ObjectName};
 use super::options::Options;
-use super::refusal::{Feature, Reason, Refusal};
+use super::refusal::{Reason, Refusal};
 use crate::source::Kind;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Service as Object, ServiceSpec};
@@ -111,12 +111,6 @@ impl Service {
         port.node_port != 0
             || self.external_ips(family).next().is_some()
             || self.load_balancer_ips(family).next().is_some()
-    }
-
-    /// What the service asks for and does not get.
-    pub(super) fn not_served(&self) -> impl Iterator<Item = Feature> + '_ {
-        let _ = self;
-        std::iter::empty()
     }
 }
 

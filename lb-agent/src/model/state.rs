@@ -8,7 +8,7 @@ use super::index::Holders;
 use super::node::NodeFacts;
 use super::opt_out::{OptOut, PodUid};
 use super::options::Options;
-use super::refusal::{Feature, Refusal};
+use super::refusal::Refusal;
 use super::service::{self, Service};
 use super::trigger::{TriggerTimes, trigger_time};
 use crate::source::{Change, Kind, Object};
@@ -47,7 +47,6 @@ pub struct State {
     /// This node's own addresses: a ClusterIP among them is somebody else's to answer.
     pub(super) host_addresses: BTreeSet<IpAddr>,
     pub(super) refused: BTreeMap<(Kind, Arc<ObjectName>), Box<[Refusal]>>,
-    pub(super) not_served: BTreeMap<Arc<ObjectName>, Box<[Feature]>>,
     /// The ranges of ClusterIPs the operator typed; those of objects come on top.
     typed_cidrs: Vec<IpNet>,
     service_cidrs: BTreeMap<Arc<ObjectName>, Vec<IpNet>>,
@@ -79,7 +78,6 @@ impl State {
             suspicious: BTreeSet::new(),
             host_addresses: BTreeSet::new(),
             refused: BTreeMap::new(),
-            not_served: BTreeMap::new(),
             opt_out: OptOut::default(),
             triggers: TriggerTimes::default(),
             interner: Interner::default(),
@@ -311,14 +309,9 @@ impl State {
             add_names(&mut dirty, name, &old, None);
             self.unindex_service(name, &old, &mut touched);
         }
-        self.not_served.remove(name);
         self.health_checked.remove(name);
         if let Some(new) = new {
             self.index_service(name, &new, &mut touched);
-            let lacking: Box<[Feature]> = new.not_served().collect();
-            if !lacking.is_empty() {
-                self.not_served.insert(Arc::clone(name), lacking);
-            }
             if new.health_check_node_port != 0 {
                 self.health_checked.insert(Arc::clone(name));
             }

@@ -6,7 +6,7 @@ use super::desired::{
 use super::endpoint::{Endpoint, Slice};
 use super::frontend;
 use super::index::{claimant, exact};
-use super::refusal::{NotServed, Reason, Refusal};
+use super::refusal::{Reason, Refusal};
 use super::selection::{Merged, Selection, Wanted, merge, select};
 use super::service::{Port, Service};
 use super::state::{Dirty, State, add_names};
@@ -109,19 +109,6 @@ impl State {
             }
         }
         refusals
-    }
-
-    /// What services ask for and this version does not do, each once.
-    pub fn not_served(&self) -> BTreeSet<NotServed> {
-        self.not_served
-            .iter()
-            .flat_map(|(service, features)| {
-                features.iter().map(|feature| NotServed {
-                    service: service.as_ref().clone(),
-                    feature: *feature,
-                })
-            })
-            .collect()
     }
 
     /// Every endpoint known for a service name in a family, by port name and protocol, before any

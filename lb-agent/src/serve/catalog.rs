@@ -162,9 +162,6 @@ metrics! {
     SOURCE_PROBLEMS = "lb_source_problems" Gauge &["problem"],
         "What the source could not take now: files that do not parse, an API server that does not answer.",
         "";
-    NOT_SERVED = "lb_not_served" Gauge &["what"],
-        "What is not yet served: 1 for traffic that this configuration leaves to others, else the number of services that ask for it.",
-        "";
     HEALTHZ = "kubeproxy_proxy_healthz" Counter &["code"],
         "Answers of /healthz by status code.",
         "kube-proxy's name.";

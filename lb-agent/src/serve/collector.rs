@@ -152,18 +152,6 @@ impl<T> NodeMetrics<T> {
                 .iter()
                 .map(|(problem, count)| Sample::labelled([*problem], Value::Count(*count))),
         )?;
-        let mut not_served: BTreeMap<&str, u64> = BTreeMap::new();
-        let snapshot = self.snapshot.borrow();
-        for one in &snapshot.not_served {
-            *not_served.entry(one.reason.as_str()).or_default() += 1;
-        }
-        write(
-            encoder,
-            &catalog::NOT_SERVED,
-            not_served
-                .iter()
-                .map(|(what, count)| Sample::labelled([*what], Value::Count(*count))),
-        )?;
         write(encoder, &catalog::HEALTHZ, self.healthz.samples())?;
         write(encoder, &catalog::LIVEZ, self.livez.samples())?;
         write_requests(encoder, &self.requests.counts())?;

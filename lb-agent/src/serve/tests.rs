@@ -57,11 +57,6 @@ fn snapshot() -> Snapshot {
             reason: "loopback_endpoint".to_owned(),
             message: "a sentence".to_owned(),
         }],
-        not_served: vec![Refusal {
-            object: "default/web".to_owned(),
-            reason: "another_feature".to_owned(),
-            message: "a sentence".to_owned(),
-        }],
         probe: Some(Ok(())),
         closed_pod_sockets: Some(Closed {
             closed: 3,
@@ -152,7 +147,6 @@ fn services_are_counted_by_path() {
         r#"kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family="IPv4"} 1"#.to_owned(),
         r#"kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="0.001",ip_family="IPv4"} 1"#.to_owned(),
         r#"kubeproxy_network_programming_duration_seconds_bucket{le="0.25",ip_family="IPv6"} 1"#.to_owned(),
-        r#"lb_not_served{what="another_feature"} 1"#.to_owned(),
         r#"kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family="IPv4"} 0.0"#.to_owned(),
         r#"kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="internal"} 0"#.to_owned(),
     ] {

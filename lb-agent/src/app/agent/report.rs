@@ -22,17 +22,7 @@ impl Agent {
             reason: refused.reason().to_owned(),
             message: format!("Service {name}: {}", refused.message()),
         }));
-        let not_served: Vec<Refusal> = state
-            .not_served()
-            .iter()
-            .map(|one| Refusal {
-                object: one.service.to_string(),
-                reason: one.feature.name().to_owned(),
-                message: one.to_string(),
-            })
-            .collect();
-        let all: BTreeSet<Refusal> = refusals.iter().chain(&not_served).cloned().collect();
-        for news in all.difference(&self.told) {
+        for news in refusals.difference(&self.told) {
             tracing::warn!(
                 object = news.object,
                 reason = news.reason,
@@ -40,13 +30,12 @@ impl Agent {
                 news.message
             );
         }
-        self.told = all;
+        self.told.clone_from(&refusals);
         let (services, endpoints) = planner.served();
         let fill = self.datapath.fill(planner.used(), self.flows);
         let devices = self.datapath.device_names(&self.facts);
         self.snapshot.send_modify(|snapshot| {
             snapshot.refusals = refusals.into_iter().collect();
-            snapshot.not_served = not_served;
             (snapshot.services, snapshot.endpoints) = (services, endpoints);
             snapshot.fill = fill;
             snapshot.devices = devices;

@@ -115,7 +115,6 @@ proptest! {
         }
         prop_assert_eq!(state.desired_all(), fresh.desired_all());
         prop_assert_eq!(state.refusals(), fresh.refusals());
-        prop_assert_eq!(state.not_served(), fresh.not_served());
         let mut held = std::collections::BTreeSet::new();
         for (name, desired) in state.desired_all() {
             for frontend in desired.frontends {

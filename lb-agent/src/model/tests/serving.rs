@@ -5,6 +5,7 @@ use super::super::report::NoLocalEndpoints;
 use super::*;
 use lb_common::addr::Protocol;
 use lb_common::table::EmptyAction;
+use std::collections::BTreeSet;
 
 const LB: &str = "198.51.100.7";
 
@@ -69,6 +70,29 @@ fn services_of_somebody_else_are_not_served() {
         );
         assert_eq!(state.desired(&http("web")), None, "{why}");
     }
+}
+
+#[test]
+fn every_protocol_that_a_service_may_have_is_served() {
+    let mut state = state();
+    let protocols = [
+        ("TCP", Protocol::TCP),
+        ("UDP", Protocol::UDP),
+        ("SCTP", Protocol::SCTP),
+    ];
+    let port = |(name, _)| json!({"name": name, "protocol": name, "port": 53});
+    let ports: Vec<Value> = protocols.map(port).into();
+    state.apply(service(
+        "dns",
+        json!({"clusterIP": "10.96.0.1", "ports": ports}),
+    ));
+    let served: BTreeSet<Protocol> = state
+        .desired_all()
+        .keys()
+        .map(|name| name.protocol)
+        .collect();
+    assert_eq!(served, protocols.map(|(_, protocol)| protocol).into());
+    assert!(state.refusals().is_empty());
 }
 
 #[test]
