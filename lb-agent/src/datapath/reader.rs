@@ -7,8 +7,8 @@ use super::load::{names_geometry, open_map};
 use super::mapping::Words;
 use super::names;
 use super::probe;
+use super::read::{backend_of, read_backend_counters, read_frontends, read_per_cpu};
 use super::sys;
-use super::tables::{backend_of, read_frontends, read_per_cpu};
 use super::view::{EndpointView, Fill, FrontendView, LinkView, ServiceView, StatusView};
 use crate::model::desired::{Family, FrontendAddress, ServicePortName};
 use crate::plan::FlowUse;
@@ -315,17 +315,9 @@ impl Reader {
         backend: &Backend,
         flows: &HashMap<BackendId, u64>,
     ) -> Result<EndpointView, ReadError> {
-        let (mut opened, mut closed) = (0_u64, 0_u64);
-        read_per_cpu(
-            self.backend_counters.as_fd(),
-            id.as_bytes(),
-            self.cpus,
-            |one: &BackendCounters| {
-                opened += one.socket_opened;
-                closed += one.socket_closed;
-            },
-        )
-        .map_err(step("read", name::BACKEND_COUNTERS))?;
+        let sockets = read_backend_counters(self.backend_counters.as_fd(), id, self.cpus)
+            .map_err(step("read", name::BACKEND_COUNTERS))?;
+        let (opened, closed) = (sockets.socket_opened, sockets.socket_closed);
         Ok(EndpointView {
             address: SocketAddr::new(IpAddr::from(backend.addr), backend.port.number()),
             id,

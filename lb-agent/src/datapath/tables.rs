@@ -2,22 +2,23 @@
 
 use super::directory::Directory;
 use super::error::StartError;
+use super::grace::Grace;
 use super::load::Schema;
 use super::mapping::Words;
 use super::names;
-use super::sys::{self, Geometry};
+use super::read::{backend_of, read_backend_counters, read_frontends};
+use super::sys;
 use crate::plan::{Held, Limits, Op};
-use aya_obj::generated::bpf_map_type;
 use lb_common::addr::{Addr, BackendId, ServiceId};
 use lb_common::hash::HashKeys;
 use lb_common::table::{
-    AddressBits, Backend, BackendCounters, BackendState, Config, Frontend, FrontendKey, Service,
-    ServiceCounters, ServiceName, Slot, SourceRange, name,
+    AddressBits, Backend, BackendCounters, BackendState, Config, Service, ServiceCounters,
+    ServiceName, Slot, SourceRange, name,
 };
 use std::collections::VecDeque;
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -349,29 +350,6 @@ impl Tables {
     }
 }
 
-/// The map of maps whose update waits for every program that runs.
-#[derive(Debug)]
-pub struct Grace(OwnedFd);
-
-impl Grace {
-    /// Returns when every program that ran when it was called has ended (some ten milliseconds):
-    /// the kernel waits for an RCU grace period before it returns from this update (since 4.15).
-    pub fn wait(&self) -> io::Result<()> {
-        let inner = sys::map_create(
-            "lb_grace.inner",
-            Geometry {
-                map_type: bpf_map_type::BPF_MAP_TYPE_ARRAY as u32,
-                key_size: 4,
-                value_size: 4,
-                max_entries: 1,
-                flags: 0,
-            },
-        )?;
-        let value = std::os::fd::AsRawFd::as_raw_fd(&inner);
-        sys::map_update(self.0.as_fd(), &[0; 4], value.as_bytes())
-    }
-}
-
 fn at(table: &'static str) -> impl Fn(io::Error) -> WriteError {
     move |source| WriteError { table, source }
 }
@@ -381,61 +359,4 @@ fn store(words: &[AtomicU64], values: &[u64]) {
     for (to, from) in words.iter().zip(values) {
         to.store(*from, Ordering::Release);
     }
-}
-
-/// A backend's record from its words.
-pub(super) fn backend_of(words: &[AtomicU64]) -> Backend {
-    let words: [u64; 4] = std::array::from_fn(|word| words[word].load(Ordering::Acquire));
-    zerocopy::transmute!(words)
-}
-
-/// Every frontend.
-pub(super) fn read_frontends(fd: BorrowedFd<'_>) -> io::Result<Vec<(FrontendKey, Frontend)>> {
-    let mut frontends = Vec::new();
-    sys::map_each(
-        fd,
-        size_of::<FrontendKey>(),
-        size_of::<Frontend>(),
-        |key, value| {
-            if let (Ok(key), Ok(value)) = (
-                FrontendKey::read_from_bytes(key),
-                Frontend::read_from_bytes(value),
-            ) {
-                frontends.push((key, value));
-            }
-        },
-    )?;
-    Ok(frontends)
-}
-
-/// Counters of a backend, over all CPUs.
-pub(super) fn read_backend_counters(
-    fd: BorrowedFd<'_>,
-    id: BackendId,
-    cpus: usize,
-) -> io::Result<BackendCounters> {
-    let mut sum = BackendCounters::default();
-    read_per_cpu(fd, id.as_bytes(), cpus, |one: &BackendCounters| {
-        sum.socket_opened += one.socket_opened;
-        sum.socket_closed += one.socket_closed;
-    })?;
-    Ok(sum)
-}
-
-/// The values of a per-CPU entry, one for each CPU.
-pub(super) fn read_per_cpu<T: FromBytes>(
-    fd: BorrowedFd<'_>,
-    key: &[u8],
-    cpus: usize,
-    mut each: impl FnMut(&T),
-) -> io::Result<()> {
-    // The kernel rounds every CPU's value up to eight bytes; ours are multiples of it.
-    let mut bytes = vec![0; size_of::<T>() * cpus];
-    sys::map_lookup(fd, key, &mut bytes)?;
-    for value in bytes.chunks_exact(size_of::<T>()) {
-        if let Ok(value) = T::read_from_bytes(value) {
-            each(&value);
-        }
-    }
-    Ok(())
 }

@@ -1,6 +1,7 @@
 //! Values by the sentences people get.
 
 use super::*;
+use clap::ValueEnum;
 
 #[test]
 fn the_spelling_of_socket_load_balancing_is_tolerant() {

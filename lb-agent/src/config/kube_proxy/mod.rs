@@ -7,6 +7,7 @@ pub mod field;
 pub mod flags;
 pub mod meaning;
 pub mod reference;
+mod scheduler;
 pub mod translate;
 
 #[cfg(test)]

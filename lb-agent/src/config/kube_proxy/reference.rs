@@ -3,7 +3,7 @@
 
 use super::field::{FIELDS, FLAGS, Field, Treatment};
 use super::flags::SHARED;
-use super::translate::SCHEDULERS;
+use super::scheduler::SCHEDULERS;
 use crate::cli::args::Cli;
 use clap::{Command, CommandFactory};
 use lb_common::balance::Algorithm;

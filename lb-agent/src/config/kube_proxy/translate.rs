@@ -13,18 +13,6 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How IPVS calls its schedulers, and the algorithm that does the same or comes closest.
-pub const SCHEDULERS: &[(&str, &str)] = &[
-    ("rr", "round-robin"),
-    ("wrr", "round-robin"),
-    ("lc", "least-connections"),
-    ("wlc", "least-connections"),
-    ("sed", "least-connections"),
-    ("nq", "least-connections"),
-    ("sh", "source-hash"),
-    ("mh", "maglev"),
-];
-
 /// Gates of kube-proxy 1.36 that are locked on.
 const LOCKED: [&str; 3] = [
     "PreferSameTrafficDistribution",
@@ -90,33 +78,6 @@ impl Translated {
         if self.kube_proxy.mode == Mode::Ipvs {
             self.scheduler(document.text(&field::SCHEDULER));
         }
-    }
-
-    fn scheduler(&mut self, scheduler: Option<&str>) {
-        let named = scheduler.unwrap_or("rr");
-        let meant = SCHEDULERS.iter().find(|(ipvs, _)| *ipvs == named);
-        let known = meant.and_then(|(_, ours)| {
-            let known = lb_common::balance::Algorithm::named(ours)?;
-            Some((*ours, known))
-        });
-        if let Some((ours, _)) = known {
-            self.kube_proxy.algorithm = Some(ours);
-            return;
-        }
-        let sentence = match meant {
-            Some((_, ours)) => format!(
-                "ipvs.scheduler `{named}` would be {ours}, which this version does not have: \
-                 services are balanced by random"
-            ),
-            None => format!(
-                "ipvs.scheduler `{named}` has no counterpart here: services are balanced by random"
-            ),
-        };
-        // What nobody asked for deserves no Event.
-        self.remarks.push(Remark {
-            sentence,
-            event: scheduler.map(|_| "UnsupportedScheduler"),
-        });
     }
 
     fn gates(&mut self, document: &Document) {
