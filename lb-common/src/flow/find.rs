@@ -60,7 +60,7 @@ impl Quick {
 }
 
 impl<B: Buckets, T: Tables> FlowTable<'_, B, T> {
-    /// The quick half of [`Flows::by_frontend`]: one line of memory.
+    /// The quick half of [`Flows::by_frontend`](super::Flows::by_frontend): one line of memory.
     #[inline(always)]
     pub fn quick_by_frontend(
         &self,
@@ -71,7 +71,7 @@ impl<B: Buckets, T: Tables> FlowTable<'_, B, T> {
         Quick::of(&self.find_at_home(Kind::LIVE, client, Other::Written(frontend), protocol))
     }
 
-    /// The quick half of [`Flows::by_backend`].
+    /// The quick half of [`Flows::by_backend`](super::Flows::by_backend).
     #[inline(always)]
     pub fn quick_by_backend(
         &self,
@@ -82,7 +82,7 @@ impl<B: Buckets, T: Tables> FlowTable<'_, B, T> {
         Quick::of(&self.find_at_home(Kind::LIVE, client, Other::Backend(backend), protocol))
     }
 
-    /// [`Flows::by_frontend`], as a record.
+    /// [`Flows::by_frontend`](super::Flows::by_frontend), as a record.
     #[inline(always)]
     pub fn find_by_frontend(
         &self,
@@ -93,7 +93,7 @@ impl<B: Buckets, T: Tables> FlowTable<'_, B, T> {
         self.find(Kind::LIVE, client, Other::Written(frontend), protocol)
     }
 
-    /// [`Flows::by_backend`], as a record.
+    /// [`Flows::by_backend`](super::Flows::by_backend), as a record.
     #[inline(always)]
     pub fn find_by_backend(
         &self,
@@ -104,7 +104,7 @@ impl<B: Buckets, T: Tables> FlowTable<'_, B, T> {
         self.find(Kind::LIVE, client, Other::Backend(backend), protocol)
     }
 
-    /// [`Flows::by_alias`], as a record.
+    /// [`Flows::by_alias`](super::Flows::by_alias), as a record.
     #[inline(always)]
     pub fn find_by_alias(
         &self,
