@@ -12,7 +12,8 @@ use lb_common::table::{
     AddressBits, Backend, BackendState, Frontend, FrontendKey, Membership, Service, Slot,
     SourceRange, Window,
 };
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use zerocopy::IntoBytes;
 
 /// What was found in the tables.
 #[derive(Debug)]
@@ -39,7 +40,7 @@ impl Planner {
         let mut planner = Self::new(limits, held.keys);
         planner.bits = held.bits;
         planner.bits_stale = true;
-        let mut by_service: HashMap<ServiceId, Vec<(BackendId, Backend)>> = HashMap::new();
+        let mut by_service: BTreeMap<ServiceId, Vec<(BackendId, Backend)>> = BTreeMap::new();
         for (id, backend) in held.backends {
             if planner.backend_ids.adopt(id.0) {
                 by_service
@@ -48,6 +49,7 @@ impl Planner {
                     .push((id, backend));
             }
         }
+        let mut doubles = Vec::new();
         for ((id, name), service) in held.names.into_iter().zip(held.services) {
             // Two ids with one name: a service was removed and made again, and the end came
             // before the first one's record was cleared. The one left over ends now.
@@ -56,7 +58,11 @@ impl Planner {
                 planner.adopt_service(id, name, &service, backends, &slot);
             } else {
                 planner.leftover.push(id);
+                doubles.push(service);
             }
+        }
+        for service in &doubles {
+            planner.adopt_leftover_slots(service);
         }
         for (id, backends) in by_service {
             if planner.service_ids.adopt(id.0) {
@@ -73,10 +79,12 @@ impl Planner {
             planner.frontends.insert(key, frontend);
             planner.orphans.push(key);
         }
+        (planner.orphans).sort_unstable_by(|one, other| one.as_bytes().cmp(other.as_bytes()));
         planner.ranges = held.ranges.into_iter().collect();
         let mut owned: HashMap<ServiceId, Vec<FrontendKey>> = HashMap::new();
-        for (key, frontend) in &planner.frontends {
-            owned.entry(frontend.service).or_default().push(*key);
+        for key in &planner.orphans {
+            let service = planner.frontends[key].service;
+            owned.entry(service).or_default().push(*key);
         }
         for served in planner.services.values_mut() {
             served.frontends = owned.remove(&served.id).unwrap_or_default();
@@ -157,6 +165,16 @@ impl Planner {
             }
         }
         self.services.insert(name, served);
+    }
+
+    /// Frontends may lead to a service that ends until the first plan is written.
+    fn adopt_leftover_slots(&mut self, service: &Service) {
+        for window in [service.cluster, service.local].map(Window::from_word) {
+            let (start, count) = (window.start, u32::from(window.count));
+            if count > 0 && self.slots.adopt(start, count) {
+                self.leftover_slots.push((start, count));
+            }
+        }
     }
 
     fn adopt_gone(&mut self, id: BackendId, backend: &Backend) {

@@ -59,7 +59,9 @@ impl Planner {
 
     /// Writes down what became of the entries in this plan.
     pub(super) fn settle_any_ports(&mut self, steps: &mut Steps) {
-        for (address, was) in std::mem::take(&mut self.moved_cluster_ips) {
+        let mut moved: Vec<_> = self.moved_cluster_ips.drain().collect();
+        moved.sort_unstable_by_key(|(address, _)| address.octets());
+        for (address, was) in moved {
             let key = FrontendKey::any_port(address);
             let is = self.frontends.contains_key(&key);
             if is && !was {

@@ -38,7 +38,7 @@ use ids::Ids;
 use lb_common::addr::{Addr, BackendId, Endpoint, Port, Protocol, ServiceId};
 use lb_common::hash::HashKeys;
 use lb_common::table::{AddressBits, Backend, Frontend, FrontendKey, SourceRange, Window};
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 /// How many entries the tables have.
 #[derive(Clone, Copy, Debug)]
@@ -137,7 +137,7 @@ pub struct Planner {
     /// What the frontend table holds.
     frontends: HashMap<FrontendKey, Frontend>,
     /// What the table of source ranges holds.
-    ranges: HashSet<SourceRange>,
+    ranges: BTreeSet<SourceRange>,
     /// How many frontends each ClusterIP has.
     cluster_ips: HashMap<Addr, usize>,
     /// ClusterIPs that came or went in this plan: whether the table refuses their undefined ports.
@@ -161,6 +161,8 @@ pub struct Planner {
     orphans: Vec<FrontendKey>,
     /// Service ids found in use without a name of their own; retired by the first full sync.
     leftover: Vec<ServiceId>,
+    /// The slots of their windows, which clients may still be led to.
+    leftover_slots: Vec<(u32, u32)>,
     /// Service ids whose counters may hold somebody else's counts.
     used_before: HashSet<ServiceId>,
     refused: BTreeMap<ServicePortName, Refused>,
@@ -177,7 +179,7 @@ impl Planner {
             backend_ids: Ids::new(limits.backends),
             slots: Extents::new(limits.slots),
             frontends: HashMap::new(),
-            ranges: HashSet::new(),
+            ranges: BTreeSet::new(),
             cluster_ips: HashMap::new(),
             moved_cluster_ips: HashMap::new(),
             gone: HashMap::new(),
@@ -192,6 +194,7 @@ impl Planner {
             fading_bits: Vec::new(),
             orphans: Vec::new(),
             leftover: Vec::new(),
+            leftover_slots: Vec::new(),
             used_before: HashSet::new(),
             refused: BTreeMap::new(),
         }
@@ -204,7 +207,11 @@ impl Planner {
         for id in std::mem::take(&mut self.leftover) {
             self.retire(Retired::Service(id));
         }
-        let stale: Vec<ServicePortName> = self
+        for (start, count) in std::mem::take(&mut self.leftover_slots) {
+            self.retire(Retired::Slots { start, count });
+        }
+        // In order, as everything is: the same history makes the same plan.
+        let stale: BTreeSet<ServicePortName> = self
             .services
             .keys()
             .filter(|name| !desired.contains_key(*name))
@@ -308,7 +315,7 @@ impl Planner {
     /// Frees the gone backends that nothing uses any more. `graced` is the fence that was over
     /// when the look at the flows began: younger ones may have flows it did not see.
     pub fn collect(&mut self, graced: Fence, in_use: impl Fn(BackendId) -> bool) -> Plan {
-        let free: Vec<BackendId> = self
+        let free: BTreeSet<BackendId> = self
             .gone
             .iter()
             .filter(|(id, gone)| gone.since <= graced && !in_use(**id))

@@ -337,21 +337,28 @@ impl Planner {
         }
     }
 
-    /// Window words and policy, where they differ. A policy that turns to the Local set finds its
-    /// window published.
+    /// Window words and policy, where they differ. A policy that turns to another set finds its
+    /// window published, and one that turns away does not lose it before: a window that is emptied
+    /// comes last.
     pub(super) fn publish(old: Option<&Served>, next: &Served, steps: &mut Steps) {
-        for (local, before, window) in [
+        let windows = [
             (false, old.map(|old| old.cluster), next.cluster),
             (true, old.map(|old| old.local), next.local),
-        ] {
-            if old.is_some_and(|old| old.torn) || before != Some(window) {
-                steps.services.push(Op::Window {
-                    service: next.id,
-                    local,
-                    word: window.to_word(),
-                });
-            }
-        }
+        ];
+        let torn = old.is_some_and(|old| old.torn);
+        let differ =
+            |(_, before, window): &(bool, Option<Window>, Window)| torn || *before != Some(*window);
+        let is_emptied = |(_, before, window): &(bool, Option<Window>, Window)| {
+            window.count == 0 && before.is_some_and(|before| before.count > 0)
+        };
+        let (emptied, filled): (Vec<_>, Vec<_>) =
+            (windows.into_iter().filter(differ)).partition(is_emptied);
+        let op = |(local, _, window): (bool, Option<Window>, Window)| Op::Window {
+            service: next.id,
+            local,
+            word: window.to_word(),
+        };
+        steps.services.extend(filled.into_iter().map(op));
         let policy = |served: &Served| (served.flags, served.affinity_seconds, served.algorithm);
         if old.map(policy) != Some(policy(next)) {
             steps.services.push(Op::Policy {
@@ -361,6 +368,7 @@ impl Planner {
                 algorithm: next.algorithm,
             });
         }
+        steps.services.extend(emptied.into_iter().map(op));
     }
 
     fn remove_frontend(&mut self, key: &FrontendKey, owner: ServiceId, steps: &mut Steps) {

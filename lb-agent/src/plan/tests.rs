@@ -9,7 +9,9 @@ use crate::model::desired::{
 use lb_common::addr::{Addr, BackendId, Port, Protocol, ServiceId};
 use lb_common::hash::HashKeys;
 use lb_common::host::HostTables;
-use lb_common::table::{AddressBits, BackendState, EmptyAction, FrontendKind, Membership};
+use lb_common::table::{
+    AddressBits, BackendState, EmptyAction, FrontendKind, Membership, ServiceFlags,
+};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -454,6 +456,53 @@ fn compaction_makes_room_that_was_scattered() {
     }
     assert!(planner.refused().is_empty(), "{:?}", planner.refused());
     assert_eq!(memory.served(), fresh(&wanted).served());
+}
+
+#[test]
+fn a_service_made_anew_before_an_end_leads_nobody_into_slots_of_others() {
+    let mut memory = fresh(&desired(&[("a", service(&[1], &[1, 2]))]));
+    let mut planner = memory.adopt(LIMITS);
+    // The end comes when two ids have the name, and clients are led to the second.
+    for wanted in [&[][..], &[("a", service(&[1], &[3, 4]))]] {
+        for op in &planner.sync(&desired(wanted)).ops {
+            memory.write(op);
+        }
+    }
+    let mut next = memory.adopt(LIMITS);
+    let more = [("a", service(&[1], &[3, 4])), ("b", service(&[2], &[5, 6]))];
+    let plan = next.sync(&desired(&more));
+    run(&mut next, &mut memory, &plan);
+    collect(&mut next, &mut memory);
+    assert_eq!(memory.served(), fresh(&desired(&more)).served());
+    assert_eq!(next.used().slots, 4, "nothing is left of the second");
+}
+
+#[test]
+fn a_policy_that_turns_finds_somebody_at_every_moment() {
+    // The Cluster set is wanted by one policy, the Local set by the other.
+    let policy = |local: bool| {
+        let mut one = service(&[1], &[1, 2]);
+        one.internal_local = local;
+        for endpoint in one.endpoints.values_mut() {
+            (endpoint.cluster, endpoint.local) = (!local, local);
+        }
+        desired(&[("a", one)])
+    };
+    for local in [false, true] {
+        let mut memory = fresh(&policy(local));
+        let mut planner = memory.adopt(LIMITS);
+        for op in &planner.sync(&policy(!local)).ops {
+            memory.write(op);
+            for seen in memory.served().values() {
+                let set = if seen.flags & ServiceFlags::INTERNAL_LOCAL == 0 {
+                    &seen.cluster
+                } else {
+                    &seen.local
+                };
+                assert!(set.is_ok(), "refused after {op:?}");
+            }
+        }
+    }
 }
 
 #[test]
