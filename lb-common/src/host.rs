@@ -18,6 +18,7 @@ use crate::table::{
 use crate::verdict::Reason;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 /// A clock set by hand and a seeded generator (`xorshift64*`).
 #[derive(Debug)]
@@ -57,8 +58,8 @@ impl Env for HostEnv {
 pub struct HostTables {
     /// See [`Config`].
     pub config: Config,
-    /// See [`AddressBits`].
-    pub bits: Box<AddressBits>,
+    /// See [`AddressBits`]; shared by copies of the tables.
+    pub bits: Arc<AddressBits>,
     /// See [`Frontend`].
     pub frontends: HashMap<FrontendKey, Frontend>,
     /// See [`SourceRange`].
@@ -96,7 +97,7 @@ impl HostTables {
     pub fn new(config: Config) -> Self {
         Self {
             config,
-            bits: Box::new(AddressBits::EMPTY),
+            bits: Arc::new(AddressBits::EMPTY),
             frontends: HashMap::default(),
             ranges: Vec::default(),
             services: Vec::default(),

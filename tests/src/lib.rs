@@ -11,6 +11,7 @@ pub mod control_plane;
 pub mod endtoend;
 pub mod foreign;
 pub mod health;
+pub mod host_path;
 pub mod island;
 pub mod kernel;
 pub mod link;
@@ -23,7 +24,9 @@ pub mod raw;
 pub mod raw_datagram;
 pub mod ring;
 pub mod sctp;
+
 pub mod shapes;
+pub mod simulation;
 pub mod site;
 pub mod socket_world;
 pub mod stage;

@@ -77,7 +77,7 @@ impl Kernel {
             // One backend for both protocols.
             let (keys, end) = (tables.config.hash_keys, end(backend));
             let bits = AddressBits::of_backend(&keys, &end.addr, end.port, Protocol::UDP);
-            tables.bits.add(bits);
+            std::sync::Arc::make_mut(&mut tables.bits).add(bits);
         }
         tables.add_node_address(NODE.parse::<SocketAddr>()?.ip());
         tables.config.flags |= ConfigFlags::DETECT_PODS_V4;

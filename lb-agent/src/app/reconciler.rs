@@ -85,7 +85,7 @@ impl Reconciler {
     }
 
     /// The service ports whose change is not planned yet.
-    pub(super) fn dirty(&self) -> &Dirty {
+    pub fn dirty(&self) -> &Dirty {
         &self.dirty
     }
 
@@ -204,7 +204,7 @@ impl Reconciler {
 
     /// The wait for `fence` failed: nothing is reused, and it is waited for again after the next
     /// writes.
-    pub(super) fn not_graced(&mut self, fence: Fence) {
+    pub fn not_graced(&mut self, fence: Fence) {
         self.waiting = false;
         self.fence = self.fence.max(Some(fence));
     }

@@ -11,6 +11,7 @@ use lb_common::table::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 /// Whose the service ids are.
 pub type Names = BTreeMap<ServiceId, ServicePortName>;
@@ -33,7 +34,7 @@ pub fn allocate(tables: &mut HostTables, limits: &Limits) {
 pub fn write(tables: &mut HostTables, names: &mut Names, op: &Op) {
     match op {
         Op::Backend(id, backend) => tables.backends[id.0 as usize] = *backend,
-        Op::Bits { index, value } => tables.bits.words[*index] = *value,
+        Op::Bits { index, value } => Arc::make_mut(&mut tables.bits).words[*index] = *value,
         Op::Slots { start, slots } => {
             tables.slots[*start as usize..][..slots.len()].copy_from_slice(slots);
         }
@@ -91,7 +92,7 @@ pub fn held(tables: &HostTables, names: &Names) -> Held {
     let backends = (0..).map(BackendId).zip(tables.backends.iter().copied());
     Held {
         keys: tables.config.hash_keys,
-        bits: tables.bits.clone(),
+        bits: Box::new(*tables.bits),
         names: names.iter().map(|(id, name)| (*id, name.clone())).collect(),
         services: services.collect(),
         backends: backends

@@ -8,6 +8,7 @@ use crate::hash::HashKeys;
 use crate::host::{HostEnv, HostTables};
 use crate::table::{AddressBits, BackendState, EmptyAction, FrontendKind, LocalAddress, Slot};
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 const SERVICE: ServiceId = ServiceId(7);
 const DEVICE: u32 = 9;
@@ -106,7 +107,7 @@ impl World {
 
     fn add_frontend(&mut self, key: FrontendKey, kind: FrontendKind) {
         let keys = self.tables.config.hash_keys;
-        self.tables.bits.add(AddressBits::of_frontend(&keys, &key));
+        Arc::make_mut(&mut self.tables.bits).add(AddressBits::of_frontend(&keys, &key));
         self.tables
             .frontends
             .insert(key, Frontend::new(SERVICE, kind).sealed(&keys, &key));
@@ -435,7 +436,7 @@ fn the_filter_is_asked_first() {
     world.add_frontend(key, FrontendKind::ClusterIp);
     let to = endpoint("10.96.0.1", 443);
     assert!(find_frontend(&world.tables, &world.tables.config, &to, Protocol::TCP).is_some());
-    *world.tables.bits = AddressBits::EMPTY;
+    world.tables.bits = Arc::new(AddressBits::EMPTY);
     assert!(find_frontend(&world.tables, &world.tables.config, &to, Protocol::TCP).is_none());
 }
 

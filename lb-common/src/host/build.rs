@@ -9,6 +9,7 @@ use crate::table::{
     SourceRange, Window,
 };
 use std::net::IpAddr;
+use std::sync::Arc;
 
 impl HostTables {
     /// Tables of a node that serves nothing yet, with SNAT ports 61000 to 65535, node ports 30000
@@ -87,7 +88,7 @@ impl HostTables {
             reserved: [0; 6],
         });
         let keys = &self.config.hash_keys;
-        self.bits
+        Arc::make_mut(&mut self.bits)
             .add(AddressBits::of_backend(keys, &end.addr, end.port, protocol));
         self.publish(service);
         id
@@ -154,8 +155,7 @@ impl HostTables {
     }
 
     fn add_frontend_bits(&mut self, key: &FrontendKey) {
-        self.bits
-            .add(AddressBits::of_frontend(&self.config.hash_keys, key));
+        Arc::make_mut(&mut self.bits).add(AddressBits::of_frontend(&self.config.hash_keys, key));
     }
 
     /// Makes `ip` an address of the node, good for node ports and for SNAT on every device.

@@ -1,8 +1,9 @@
 //! Session affinity over time.
 
-use super::answer::{First, first_packet};
+use super::answer::first_packet;
 use super::world::{Node, World};
 use super::{Outcome, read};
+use crate::host_path::First;
 use lb_agent::source::Kind;
 use lb_common::addr::{Protocol, Tick};
 use lb_common::host::HostEnv;

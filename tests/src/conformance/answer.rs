@@ -1,15 +1,12 @@
 //! The core's answer to one flow.
 
 use super::traffic::{Endpoints, Flow};
-use super::world::{DEVICE, SNAT_V4, SNAT_V6, World};
-use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
+use super::world::World;
+use crate::host_path::{First, Kind, send};
 use lb_common::addr::Protocol;
-use lb_common::host::craft;
-use lb_common::verdict::{Reason, Verdict};
-use lb_common::wire::Sctp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 /// What happens to the first packet.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -101,31 +98,6 @@ pub(super) fn answer(world: &mut World, flow: &Flow) -> Result<Answer, String> {
     })
 }
 
-/// The fate of one first packet.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum First {
-    /// It leaves for this endpoint, with its source replaced or not.
-    Backend(SocketAddr, bool),
-    Drop,
-    Reject,
-    Untouched,
-}
-
-/// What is sent.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Kind {
-    /// A TCP connection's first segment.
-    Syn,
-    /// Its answer.
-    SynAck,
-    /// A TCP segment in the middle of a connection.
-    Segment,
-    /// A UDP datagram.
-    Datagram,
-    /// An SCTP association's first packet.
-    Init,
-}
-
 /// Sends the first packet of a conversation.
 pub(super) fn first_packet(
     world: &World,
@@ -139,137 +111,5 @@ pub(super) fn first_packet(
         Protocol::SCTP => Kind::Init,
         other => return Err(format!("there are no services of protocol {}", other.0)),
     };
-    send(world, from, to, kind).map(|(first, _)| first)
-}
-
-/// The reasons to refuse.
-pub(super) const REFUSALS: [Reason; 2] =
-    [Reason::RejectedNoEndpoint, Reason::RejectedUndefinedPort];
-/// The reasons to be silent.
-pub(super) const SILENCES: [Reason; 3] = [
-    Reason::DroppedNoLocalEndpoint,
-    Reason::DroppedUnusedAddress,
-    Reason::DroppedSourceRange,
-];
-
-fn counted(world: &World, reasons: &[Reason]) -> u64 {
-    reasons.iter().map(|reason| world.counted(*reason)).sum()
-}
-
-/// Sends a packet through both hooks of the packet path. Returns its fate and the source it leaves
-/// with.
-pub(super) fn send(
-    world: &World,
-    from: SocketAddr,
-    to: SocketAddr,
-    kind: Kind,
-) -> Result<(First, SocketAddr), String> {
-    let mut bytes = packet(from, to, kind)?;
-    let before = bytes.clone();
-    let rejected = counted(world, &REFUSALS);
-    let silent = counted(world, &SILENCES);
-    let verdict = world.packets.ingress(&mut bytes, DEVICE);
-    if counted(world, &REFUSALS) > rejected {
-        return Ok((First::Reject, from));
-    }
-    match verdict {
-        Verdict::Continue if bytes == before => return Ok((First::Untouched, from)),
-        Verdict::Continue => {}
-        Verdict::Drop if counted(world, &SILENCES) > silent => {
-            return Ok((First::Drop, from));
-        }
-        other => {
-            let reasons = world.reasons();
-            return Err(format!(
-                "an arriving packet ended with {other:?}: {reasons}"
-            ));
-        }
-    }
-    let (source, destination) = ends(&bytes)?;
-    if source != from {
-        return Err(format!("ingress changed the source to {source}"));
-    }
-    let verdict = world.packets.egress(&mut bytes, 2);
-    if verdict != Verdict::Continue {
-        let reasons = world.reasons();
-        return Err(format!(
-            "a leaving packet ended with {verdict:?}: {reasons}"
-        ));
-    }
-    let (source, still) = ends(&bytes)?;
-    if still != destination {
-        return Err(format!("egress changed the destination to {still}"));
-    }
-    let masqueraded = source.ip() == SNAT_V4 || source.ip() == SNAT_V6;
-    if !masqueraded && source != from {
-        return Err(format!("the packet leaves with the source {source}"));
-    }
-    Ok((First::Backend(destination, masqueraded), source))
-}
-
-/// A packet, from its IP header on.
-pub(super) fn packet(from: SocketAddr, to: SocketAddr, kind: Kind) -> Result<Vec<u8>, String> {
-    let start = match (from.ip(), to.ip()) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ipv4(from.octets(), to.octets(), 64),
-        (IpAddr::V6(from), IpAddr::V6(to)) => PacketBuilder::ipv6(from.octets(), to.octets(), 64),
-        _ => return Err(format!("{from} and {to} are of two families")),
-    };
-    if kind == Kind::Init {
-        return Ok(init(from, to));
-    }
-    let mut bytes = Vec::new();
-    let written = if kind.protocol() == Protocol::UDP {
-        start
-            .udp(from.port(), to.port())
-            .write(&mut bytes, b"asked")
-    } else {
-        let segment = start.tcp(from.port(), to.port(), 1, 1000);
-        let segment = match kind {
-            Kind::Syn => segment.syn(),
-            Kind::SynAck => segment.syn().ack(2),
-            Kind::Segment | Kind::Datagram | Kind::Init => segment.ack(2),
-        };
-        segment.write(&mut bytes, &[])
-    };
-    written.map_err(|error| format!("the packet cannot be built: {error}"))?;
-    Ok(bytes)
-}
-
-/// The first packet of an SCTP association.
-fn init(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
-    craft::sctp(&from.into(), &to.into(), Sctp::INIT, &[])
-}
-
-/// Source and destination of a packet.
-pub(super) fn ends(bytes: &[u8]) -> Result<(SocketAddr, SocketAddr), String> {
-    let packet = SlicedPacket::from_ip(bytes)
-        .map_err(|error| format!("the packet cannot be parsed any more: {error}"))?;
-    let (from, to): (IpAddr, IpAddr) = match packet.net {
-        Some(NetSlice::Ipv4(ip)) => (
-            ip.header().source_addr().into(),
-            ip.header().destination_addr().into(),
-        ),
-        Some(NetSlice::Ipv6(ip)) => (
-            ip.header().source_addr().into(),
-            ip.header().destination_addr().into(),
-        ),
-        _ => return Err("the packet has no IP header any more".to_owned()),
-    };
-    let (source, destination) = match packet.transport {
-        Some(TransportSlice::Tcp(tcp)) => (tcp.source_port(), tcp.destination_port()),
-        Some(TransportSlice::Udp(udp)) => (udp.source_port(), udp.destination_port()),
-        // Of a protocol that the parser does not know: the ports lie where everybody's do.
-        None => {
-            let at = if from.is_ipv4() { 20 } else { 40 };
-            let Some(&[a, b, c, d]) = bytes.get(at..).and_then(<[u8]>::first_chunk) else {
-                return Err("the packet has no ports any more".to_owned());
-            };
-            (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
-        }
-        _ => return Err("the packet has no ports any more".to_owned()),
-    };
-    Ok((
-        SocketAddr::new(from, source),
-        SocketAddr::new(to, destination),
-    ))
+    send(&world.packets, from, to, kind).map(|(first, _)| first)
 }

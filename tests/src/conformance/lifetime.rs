@@ -1,10 +1,9 @@
 //! Connections that live through a change: what is open, what is opened afterwards.
 
-use super::answer::{First, Kind, ends, packet, send};
 use super::world::{Node, World, node_pods};
 use super::{Outcome, read};
+use crate::host_path::{First, Kind, ends, packet, send};
 use lb_agent::source::Kind as Object;
-use lb_common::addr::Protocol;
 use lb_common::verdict::Verdict;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -175,7 +174,7 @@ fn live_through(
     changed.map_err(spoken)?;
 
     let goes = |client, kind, expected| {
-        let (first, _) = send(&world, client, to, kind)?;
+        let (first, _) = send(&world.packets, client, to, kind)?;
         match first {
             First::Backend(address, _) if address == expected => Ok(()),
             other => Err(format!("{kind:?} should go to {expected}: {other:?}")),
@@ -185,7 +184,7 @@ fn live_through(
     goes(udp_client, Kind::Datagram, udp)?;
     for (port, kind) in [(40_003, Kind::Syn), (40_004, Kind::Datagram)] {
         let client = SocketAddr::new(from, port);
-        match (new, send(&world, client, to, kind)?.0) {
+        match (new, send(&world.packets, client, to, kind)?.0) {
             (Some(expected), First::Backend(address, _)) if address == expected => {}
             // Nobody is here: that is what the new policy says.
             (None, First::Drop) => {}
@@ -197,7 +196,7 @@ fn live_through(
 
 /// A request to the old endpoint and its answer, which must come from the frontend.
 fn exchange(world: &World, client: SocketAddr, to: SocketAddr, kind: Kind) -> Result<(), String> {
-    let (first, source) = send(world, client, to, kind)?;
+    let (first, source) = send(&world.packets, client, to, kind)?;
     let First::Backend(backend, _) = first else {
         return Err(format!("{kind:?} should go to {OLD}: {first:?}"));
     };
@@ -220,16 +219,5 @@ fn exchange(world: &World, client: SocketAddr, to: SocketAddr, kind: Kind) -> Re
         Ok(())
     } else {
         Err(format!("the answer reaches {} from {}", got.1, got.0))
-    }
-}
-
-impl Kind {
-    /// The transport of a packet of this kind.
-    pub(super) const fn protocol(self) -> Protocol {
-        match self {
-            Self::Datagram => Protocol::UDP,
-            Self::Syn | Self::SynAck | Self::Segment => Protocol::TCP,
-            Self::Init => Protocol::SCTP,
-        }
     }
 }

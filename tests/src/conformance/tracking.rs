@@ -1,9 +1,9 @@
 //! Sections about time and state beside the flows of traffic.
 
-use super::answer::send;
 use super::deviations::UDP_LAST_ENDPOINT;
 use super::world::{Node, World, change, object_name};
 use super::{Outcome, read};
+use crate::host_path::{self, send};
 use k8s_openapi::jiff::Timestamp;
 use lb_agent::model::desired::ObjectName;
 use lb_agent::source::{Change, Kind};
@@ -162,7 +162,7 @@ fn moves(node: &Node, case: &ConntrackCase, entry: &Entry) -> Result<bool, Outco
     let client = SocketAddr::new([10, 0, 0, 9].into(), 40_000);
     let to = SocketAddr::new(entry.orig_dst, entry.orig_dport);
     let goes = |world: &World| {
-        send(world, client, to, super::answer::Kind::Datagram)
+        send(&world.packets, client, to, host_path::Kind::Datagram)
             .map(|(first, _)| first)
             .map_err(Outcome::Failed)
     };

@@ -1,6 +1,7 @@
 //! A node in memory: the model's state, the plan, and tables that hold what the plan wrote.
 
 use super::Outcome;
+use crate::host_path::{DEVICE, tables_of};
 use ipnet::IpNet;
 use lb_agent::model::desired::{Family, ObjectName};
 use lb_agent::model::frontend::local_addresses;
@@ -11,8 +12,6 @@ use lb_agent::source::{Change, Kind, Object};
 use lb_common::addr::Addr;
 use lb_common::flow::HostBuckets;
 use lb_common::host::{HostTables, PacketWorld};
-use lb_common::table::{Config, SnatAddresses};
-use lb_common::verdict::Reason;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
@@ -25,9 +24,6 @@ const LIMITS: Limits = Limits {
     frontends: 1 << 12,
     ranges: 1 << 12,
 };
-
-/// The device by which packets come in.
-pub(super) const DEVICE: u32 = 1;
 
 /// The node of a case.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -173,19 +169,6 @@ pub(super) fn object_name(text: &str) -> ObjectName {
     }
 }
 
-/// What packets are SNATed to, on every device: addresses of their own, so that SNAT shows.
-pub(super) const SNAT_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 254));
-/// The same for IPv6.
-pub(super) const SNAT_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xfffe, 0, 0, 0, 0, 1));
-
-fn tables_of(config: &Config) -> HostTables {
-    let mut tables = HostTables::new(*config);
-    memory::allocate(&mut tables, &LIMITS);
-    tables.snat_pool = vec![Addr::UNSPECIFIED, SNAT_V4.into(), SNAT_V6.into()];
-    tables.snat.insert(0, SnatAddresses { v4: 1, v6: 2 });
-    tables
-}
-
 /// One node with what it knows and what its tables hold.
 pub(super) struct World {
     pub(super) state: State,
@@ -215,11 +198,13 @@ impl World {
         // Every node has these; cases leave them out.
         local_ips.push(Ipv4Addr::LOCALHOST.into());
         local_ips.push(Ipv6Addr::LOCALHOST.into());
+        let mut tables = tables_of(&config);
+        memory::allocate(&mut tables, &LIMITS);
         let mut world = Self {
             state,
             planner: Planner::new(LIMITS, config.hash_keys),
             names: memory::Names::new(),
-            packets: PacketWorld::new(tables_of(&config), 0x5eed),
+            packets: PacketWorld::new(tables, 0x5eed),
             local_ips,
         };
         world.write_local_addresses();
@@ -282,24 +267,6 @@ impl World {
         let is_pods = name.is_some_and(|name| pods.is_device(name));
         let devices = is_pods.then_some(DEVICE);
         self.packets.tables.pod_devices = devices.into_iter().collect();
-    }
-
-    /// How often a reason was counted so far.
-    pub(super) fn counted(&self, reason: Reason) -> u64 {
-        self.packets.tables.reasons.borrow()[reason as usize]
-    }
-
-    /// Everything counted so far, for the message of a failure.
-    pub(super) fn reasons(&self) -> String {
-        let counted = self.packets.tables.reasons.borrow();
-        let named = Reason::ALL
-            .iter()
-            .zip(*counted)
-            .filter(|(_, count)| *count != 0);
-        let named: Vec<String> = named
-            .map(|(reason, count)| format!("{} {count}", reason.name()))
-            .collect();
-        named.join(", ")
     }
 
     /// Every conversation so far is over.
