@@ -69,7 +69,11 @@ impl Planner {
                 planner.leftover.push(id);
             }
             for (backend_id, backend) in backends {
-                planner.adopt_gone(backend_id, &backend);
+                if backend.is_usable() {
+                    planner.leftover_backends.push((backend_id, backend));
+                } else {
+                    planner.adopt_gone(backend_id, &backend);
+                }
             }
         }
         for id in &planner.leftover {

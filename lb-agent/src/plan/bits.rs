@@ -15,7 +15,7 @@ impl Planner {
     /// Clears the bits that neither what is served nor a live flow needs. `graced` is the fence
     /// that was over when the look at the flows began; `live` holds the bits of the flows seen.
     pub fn rebuild_bits(&mut self, graced: Fence, live: &AddressBits) -> Plan {
-        let mut bits = Box::new(*live);
+        let mut bits = Box::new(AddressBits::EMPTY);
         let keys = &self.keys;
         self.fading_bits.retain(|(since, _)| *since > graced);
         bits.add(self.fading_bits.iter().map(|(_, bit)| *bit));
@@ -42,7 +42,13 @@ impl Planner {
                 gone.protocol,
             ));
         }
-        self.bits_stale = !self.fading_bits.is_empty() || !self.gone.is_empty();
+        // A flow may outlive a frontend whose backends all stay.
+        let mut outlived = false;
+        for (word, live) in bits.words.iter_mut().zip(&live.words) {
+            outlived |= live & !*word != 0;
+            *word |= live;
+        }
+        self.bits_stale = outlived || !self.fading_bits.is_empty() || !self.gone.is_empty();
         let ops = (bits.words.iter().zip(&self.bits.words))
             .enumerate()
             .filter(|(_, (new, old))| new != old)

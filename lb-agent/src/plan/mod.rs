@@ -163,6 +163,8 @@ pub struct Planner {
     leftover: Vec<ServiceId>,
     /// The slots of their windows, which clients may still be led to.
     leftover_slots: Vec<(u32, u32)>,
+    /// Their backends that are not gone yet.
+    leftover_backends: Vec<(BackendId, Backend)>,
     /// Service ids whose counters may hold somebody else's counts.
     used_before: HashSet<ServiceId>,
     refused: BTreeMap<ServicePortName, Refused>,
@@ -195,6 +197,7 @@ impl Planner {
             orphans: Vec::new(),
             leftover: Vec::new(),
             leftover_slots: Vec::new(),
+            leftover_backends: Vec::new(),
             used_before: HashSet::new(),
             refused: BTreeMap::new(),
         }
@@ -209,6 +212,9 @@ impl Planner {
         }
         for (start, count) in std::mem::take(&mut self.leftover_slots) {
             self.retire(Retired::Slots { start, count });
+        }
+        for (id, backend) in std::mem::take(&mut self.leftover_backends) {
+            self.leave(id, backend, &mut steps);
         }
         // In order, as everything is: the same history makes the same plan.
         let stale: BTreeSet<ServicePortName> = self

@@ -10,7 +10,7 @@ use super::{Gone, Member, Planner, Retired, Served};
 use crate::model::desired::{DesiredService, ServicePortName};
 use lb_common::addr::{Addr, BackendId, Port, Protocol, ServiceId};
 use lb_common::table::{
-    BackendState, FrontendKey, FrontendKind, Membership, NAME_TEXT, Slot, Window,
+    Backend, BackendState, FrontendKey, FrontendKind, Membership, NAME_TEXT, Slot, Window,
 };
 use std::collections::HashSet;
 
@@ -283,22 +283,25 @@ impl Planner {
         }
     }
 
-    /// A backend leaves: no set has it any more, flows may.
     fn fade(&mut self, service: &Served, member: &Member, steps: &mut Steps) {
-        let mut backend = record(service, member);
+        self.leave(member.id, record(service, member), steps);
+    }
+
+    /// A backend leaves: no set has it any more, flows may.
+    pub(super) fn leave(&mut self, id: BackendId, mut backend: Backend, steps: &mut Steps) {
         backend.member = 0;
         backend.state = BackendState::Gone as u8;
-        steps.faded.push(Op::Backend(member.id, backend));
-        if service.protocol == Protocol::UDP {
-            steps.left.push(member.id);
+        steps.faded.push(Op::Backend(id, backend));
+        if backend.protocol == Protocol::UDP {
+            steps.left.push(id);
         }
         self.add_gone(
-            member.id,
+            id,
             Gone {
-                service: service.id,
-                addr: member.addr,
-                port: member.port,
-                protocol: service.protocol,
+                service: backend.service,
+                addr: backend.addr,
+                port: backend.port,
+                protocol: backend.protocol,
                 since: self.fence,
             },
         );

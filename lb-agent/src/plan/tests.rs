@@ -10,7 +10,7 @@ use lb_common::addr::{Addr, BackendId, Port, Protocol, ServiceId};
 use lb_common::hash::HashKeys;
 use lb_common::host::HostTables;
 use lb_common::table::{
-    AddressBits, BackendState, EmptyAction, FrontendKind, Membership, ServiceFlags,
+    AddressBits, BackendState, EmptyAction, FrontendKey, FrontendKind, Membership, ServiceFlags,
 };
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -472,9 +472,37 @@ fn a_service_made_anew_before_an_end_leads_nobody_into_slots_of_others() {
     let more = [("a", service(&[1], &[3, 4])), ("b", service(&[2], &[5, 6]))];
     let plan = next.sync(&desired(&more));
     run(&mut next, &mut memory, &plan);
+    let backends = memory.tables.backends.iter();
+    let usable = backends.filter(|backend| backend.is_usable()).count();
+    assert_eq!(usable, 4, "flows of the second's backends would not move");
     collect(&mut next, &mut memory);
     assert_eq!(memory.served(), fresh(&desired(&more)).served());
     assert_eq!(next.used().slots, 4, "nothing is left of the second");
+}
+
+#[test]
+fn a_bit_that_only_a_flow_needs_goes_when_the_flow_has_gone() {
+    let mut memory = fresh(&desired(&[("a", service(&[1, 7], &[1]))]));
+    let mut planner = memory.adopt(LIMITS);
+    let wanted = desired(&[("a", service(&[1], &[1]))]);
+    let plan = planner.sync(&wanted);
+    run(&mut planner, &mut memory, &plan);
+    // Of the node port that was removed; its backend stays.
+    let mut live = AddressBits::EMPTY;
+    let key = FrontendKey::node_port(
+        &Addr::from(endpoint(1).ip()),
+        Port::new(30_007),
+        Protocol::TCP,
+    );
+    live.add(AddressBits::of_frontend(&keys(), &key));
+    let graced = planner.graced_fence();
+    let plan = planner.rebuild_bits(graced, &live);
+    run(&mut planner, &mut memory, &plan);
+    assert_ne!(memory.tables.bits, fresh(&wanted).tables.bits);
+    assert!(planner.bits_stale(), "and nobody would look again");
+    collect(&mut planner, &mut memory);
+    assert_eq!(memory.tables.bits, fresh(&wanted).tables.bits);
+    assert!(!planner.bits_stale());
 }
 
 #[test]
