@@ -561,7 +561,21 @@ impl World {
             return Err(format!("{used:?} is in use instead of {expected:?}"));
         }
         if self.packets.tables.bits != fresh.tables.bits {
-            return Err("the filter lets through what nobody serves any more".to_owned());
+            let words = self
+                .packets
+                .tables
+                .bits
+                .words
+                .iter()
+                .zip(&fresh.tables.bits.words);
+            let differ: Vec<_> = words
+                .enumerate()
+                .filter(|(_, (is, due))| is != due)
+                .collect();
+            return Err(format!(
+                "the filter should be another, {}stale: {differ:x?}",
+                if planner.bits_stale() { "" } else { "not " }
+            ));
         }
         if self.names.len() != fresh.names.len() {
             return Err(format!("{:?} are the names that are left", self.names));
