@@ -5,7 +5,7 @@
 //! What an API server promises is kept: the events of one object come in their order, and after a
 //! break there is a listing.
 
-use super::cluster::{Entry, Log};
+use super::history::{Entry, Log};
 use fastrand::Rng;
 use kube::runtime::watcher::Event;
 use lb_agent::source::Change;

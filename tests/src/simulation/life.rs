@@ -5,28 +5,18 @@
 use super::beliefs::Beliefs;
 use super::cluster::{Cluster, NODES};
 use super::feed::Feed;
+use super::node::options;
 use super::stores::stores;
 use fastrand::Rng;
-use ipnet::IpNet;
 use lb_agent::app::{Planned, Reconciler};
+use lb_agent::model::State;
 use lb_agent::model::desired::ServicePortName;
 use lb_agent::model::node::NodeFacts;
-use lb_agent::model::{Options, PodDetection, State};
 use lb_agent::plan::{Fence, FlowUse, Limits, Op, memory};
 use lb_agent::source::kube::{OwnNode, Services, Slices};
 use lb_common::flow::{Buckets, read};
 use lb_common::host::PacketWorld;
 use std::collections::VecDeque;
-
-/// What every agent is told.
-pub(super) fn options() -> Options {
-    let range = |text: &str| -> IpNet { text.parse().expect("a range") };
-    Options {
-        pods: PodDetection::ClusterCidr(vec![range("10.1.0.0/16"), range("fd00:1::/32")]),
-        service_cidrs: vec![range("10.96.0.0/24"), range("fd00:96::/112")],
-        ..Options::default()
-    }
-}
 
 /// A living agent.
 #[derive(Debug)]
