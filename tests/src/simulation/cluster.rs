@@ -6,7 +6,7 @@ use super::history::Log;
 use fastrand::Rng;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// The node the agent runs on, and another one.
 pub(super) const NODES: [&str; 2] = ["here", "elsewhere"];
@@ -355,6 +355,34 @@ impl Cluster {
         };
         self.tell_pods(number);
         format!("pod {address} of s{number} {what}")
+    }
+
+    /// Who can serve each service port, by its name and whether it is of IPv6: worked out here once
+    /// more, from what the cluster is and not from what was heard of it.
+    pub(super) fn usable(&self) -> BTreeMap<(String, bool), BTreeSet<SocketAddr>> {
+        let mut usable = BTreeMap::new();
+        for (number, service) in &self.services {
+            for (has, v6) in service.families.into_iter().zip([false, true]) {
+                for index in service.ports.keys().filter(|_| has) {
+                    let port = PORTS[*index];
+                    let serving = |wanted: &dyn Fn(Health) -> bool| -> BTreeSet<SocketAddr> {
+                        let pods = self.pods.get(number).into_iter().flatten();
+                        let pods = pods.filter(|(_, pod)| wanted(pod.health));
+                        pods.map(|(pod, _)| SocketAddr::new(pod_ip(*pod, v6), port.target))
+                            .collect()
+                    };
+                    let mut ends = serving(&|health| {
+                        health == Health::Ready
+                            || (health == Health::Unready && service.unready_too)
+                    });
+                    if ends.is_empty() {
+                        ends = serving(&|health| health == Health::Leaving);
+                    }
+                    usable.insert((format!("sim/s{number}:{}", port.name), v6), ends);
+                }
+            }
+        }
+        usable
     }
 
     /// Where a client may want to go: mostly where somebody serves, else to any address and port that

@@ -6,12 +6,13 @@ use super::life::{Life, Stored};
 use super::node::empty_tables;
 use super::world::{Next, World};
 use fastrand::Rng;
+use lb_agent::model::desired::{Desired, Family, ServicePortName};
 use lb_agent::plan::{Limits, Used, memory};
 use lb_common::addr::ServiceId;
 use lb_common::host::{HostTables, PacketWorld};
 use lb_common::table::Window;
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Time after which no flow is left, milliseconds.
 const FORGOTTEN: u64 = 90_000_000;
@@ -64,6 +65,7 @@ impl World {
                  of {wanted:#?}"
             ));
         }
+        check_truth(&self.cluster, &desired)?;
         let (planner, other) = (life.reconciler.planner(), fresh.life.reconciler.planner());
         if !planner.refused().is_empty() || !other.refused().is_empty() {
             // Who is refused depends on who came first.
@@ -106,6 +108,30 @@ impl World {
         }
         Ok(())
     }
+}
+
+/// Compares what should be served with what the cluster is.
+fn check_truth(cluster: &Cluster, desired: &Desired) -> Result<(), String> {
+    let usable = cluster.usable();
+    let name = |name: &ServicePortName| (name.to_string(), name.family == Family::V6);
+    let names: BTreeSet<_> = desired.keys().map(name).collect();
+    if !names.iter().eq(usable.keys()) {
+        return Err(format!("{names:?} are to be served, of {usable:?}"));
+    }
+    for (port, service) in desired {
+        let members = service.endpoints.iter();
+        let members = members.filter(|(_, member)| member.cluster);
+        let ends: BTreeSet<_> = members.map(|(end, _)| *end).collect();
+        // Where every client asks for endpoints on this node, nobody else is wanted.
+        let wanted = !service.internal_local || !ends.is_empty();
+        if wanted && ends != usable[&name(port)] {
+            return Err(format!(
+                "{ends:?} are to serve {port}, and not {:?}",
+                usable[&name(port)]
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// How many slots the windows of all services take.

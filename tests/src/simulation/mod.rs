@@ -8,7 +8,7 @@
 //! tables fit together. And in the end they are what a fresh start would have made.
 //!
 //! No rule of load balancing may live here: what should be served is the model's to say
-//! ([`beliefs`]), and what it says is compared with the cluster's own truth by the case files.
+//! ([`beliefs`]); who can serve is compared with the cluster's own truth in the end ([`end`]).
 
 mod beliefs;
 mod clients;
