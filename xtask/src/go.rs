@@ -1,10 +1,10 @@
 //! A Go that builds the Go modules of the tests: one that is installed, else the module
 //! `golang.org/toolchain` of the module proxy, which is how Go fetches its own releases.
 
-use crate::go_module::cache;
 use crate::setup::{self, have};
 use crate::step::{run, say};
 use crate::toolchain::stdout;
+use crate::workspace;
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -51,7 +51,7 @@ fn fetch() -> Result<PathBuf> {
             LOWEST.1
         );
     }
-    let cache = cache()?;
+    let cache = workspace::cache()?;
     let name = format!("golang.org/toolchain@v0.0.1-go{RELEASE}.linux-amd64");
     let root = cache.join(&name);
     let go = root.join("bin/go");

@@ -48,7 +48,7 @@ impl Module {
 
     /// Where its programs are, once they are built.
     fn directory(&self) -> Result<PathBuf> {
-        Ok(cache()?.join(key(&self.source())?))
+        Ok(workspace::cache()?.join(key(&self.source())?))
     }
 
     /// Brings what builds the programs, unless they are there: later than this nothing is
@@ -102,15 +102,6 @@ impl Module {
             ),
         }
     }
-}
-
-/// Where what is not of this checkout is kept.
-pub(crate) fn cache() -> Result<PathBuf> {
-    let base = std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))
-        .context("neither XDG_CACHE_HOME nor HOME is set: there is no place for a cache")?;
-    Ok(base.join("lb-control-plane"))
 }
 
 /// Another content of the module is another program.

@@ -11,6 +11,7 @@ mod go_module;
 mod mutants;
 mod run;
 mod second_try;
+mod served;
 mod setup;
 mod step;
 mod test;

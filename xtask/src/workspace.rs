@@ -1,5 +1,6 @@
 //! Where things are in the workspace.
 
+use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
 /// The root of the workspace.
@@ -61,4 +62,13 @@ impl Flavour {
 /// The cargo that runs us.
 pub(crate) fn cargo() -> PathBuf {
     std::env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from)
+}
+
+/// Where what is not of this checkout is kept.
+pub(crate) fn cache() -> Result<PathBuf> {
+    let base = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))
+        .context("neither XDG_CACHE_HOME nor HOME is set: there is no place for a cache")?;
+    Ok(base.join("lb-control-plane"))
 }

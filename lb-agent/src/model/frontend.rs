@@ -109,22 +109,6 @@ pub fn select_node_port_addresses(
     }
 }
 
-/// True if `nodePortAddresses` covers any IPv4 loopback address: only then may node ports answer on
-/// 127.0.0.0/8, and only then is `route_localnet` needed.
-pub fn covers_ipv4_loopback(addresses: &NodePortAddresses) -> bool {
-    match addresses {
-        NodePortAddresses::All => true,
-        NodePortAddresses::Primary => false,
-        NodePortAddresses::Ranges(ranges) => {
-            ranges.is_empty()
-                || ranges.iter().any(|range| {
-                    range.addr().is_ipv4()
-                        && (range.addr().is_loopback() || range.prefix_len() == 0)
-                })
-        }
-    }
-}
-
 /// True if node ports are served on this address of this node. Loopback is served on IPv4 only and
 /// only with `localhostNodePorts`.
 pub fn serves_node_ports(options: &Options, node: &NodeFacts, address: IpAddr) -> bool {

@@ -7,12 +7,9 @@ use super::frontend;
 use super::service::Service;
 use super::state::State;
 use lb_common::table::FrontendKind;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
-
-/// Services that name an address.
-pub(super) type Holders = HashMap<IpAddr, Vec<Arc<ObjectName>>>;
 
 impl State {
     pub(super) fn index_service(
@@ -24,14 +21,18 @@ impl State {
         for (claim, claimant) in claims_of(name, service) {
             touched.extend(self.claims.add(claim, claimant));
         }
-        for address in external_addresses(service) {
-            hold(&mut self.external_addresses, address, name);
+        for address in service.external_addresses() {
+            self.external_addresses.hold(address, name);
         }
         for address in &service.cluster_ips {
-            hold(&mut self.cluster_ips, *address, name);
+            self.cluster_ips.hold(*address, name);
             self.touch_users_of(*address, touched);
         }
-        self.judge(external_addresses(service).chain(service.cluster_ips.iter().copied()));
+        self.judge(
+            service
+                .external_addresses()
+                .chain(service.cluster_ips.iter().copied()),
+        );
     }
 
     pub(super) fn unindex_service(
@@ -43,21 +44,23 @@ impl State {
         for (claim, claimant) in claims_of(name, service) {
             touched.extend(self.claims.remove(claim, &claimant));
         }
-        for address in external_addresses(service) {
-            forget(&mut self.external_addresses, address, name);
+        for address in service.external_addresses() {
+            self.external_addresses.forget(address, name);
         }
         for address in &service.cluster_ips {
-            forget(&mut self.cluster_ips, *address, name);
+            self.cluster_ips.forget(*address, name);
             self.touch_users_of(*address, touched);
         }
-        self.judge(external_addresses(service).chain(service.cluster_ips.iter().copied()));
+        self.judge(
+            service
+                .external_addresses()
+                .chain(service.cluster_ips.iter().copied()),
+        );
     }
 
     /// A ClusterIP came or went: services that use the address otherwise are touched.
     fn touch_users_of(&self, address: IpAddr, touched: &mut BTreeSet<Arc<ObjectName>>) {
-        if let Some(holders) = self.external_addresses.get(&address) {
-            touched.extend(holders.iter().cloned());
-        }
+        touched.extend(self.external_addresses.get(&address).iter().cloned());
         if self.endpoint_addresses.contains_key(&address) {
             let uses = |slice: &&Slice| slice.endpoints.iter().any(|e| e.address == address);
             touched.extend(
@@ -72,9 +75,9 @@ impl State {
     /// Decides anew for each address whether it is [`suspicious`](Self::suspicious).
     fn judge(&mut self, addresses: impl Iterator<Item = IpAddr>) {
         for address in addresses {
-            let used = self.external_addresses.contains_key(&address)
+            let used = self.external_addresses.contains(&address)
                 || self.endpoint_addresses.contains_key(&address);
-            if used && self.cluster_ips.contains_key(&address) {
+            if used && self.cluster_ips.contains(&address) {
                 self.suspicious.insert(address);
             } else {
                 self.suspicious.remove(&address);
@@ -109,31 +112,6 @@ impl State {
                     self.judge(std::iter::once(endpoint.address));
                 }
             }
-        }
-    }
-}
-
-fn external_addresses(service: &Service) -> impl Iterator<Item = IpAddr> + '_ {
-    let balancers = service.load_balancer_ips.iter();
-    let externals = service.external_ips.iter();
-    externals
-        .chain(balancers.filter(|address| !service.external_ips.contains(address)))
-        .copied()
-}
-
-/// Keeps the names sorted, so that answers do not depend on the order of arrival.
-fn hold(holders: &mut Holders, address: IpAddr, name: &Arc<ObjectName>) {
-    let names = holders.entry(address).or_default();
-    if let Err(place) = names.binary_search(name) {
-        names.insert(place, Arc::clone(name));
-    }
-}
-
-fn forget(holders: &mut Holders, address: IpAddr, name: &Arc<ObjectName>) {
-    if let Some(names) = holders.get_mut(&address) {
-        names.retain(|other| other != name);
-        if names.is_empty() {
-            holders.remove(&address);
         }
     }
 }

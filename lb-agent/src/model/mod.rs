@@ -12,6 +12,7 @@ mod claim;
 pub mod desired;
 pub mod endpoint;
 pub mod frontend;
+mod holders;
 mod index;
 pub mod node;
 mod opt_out;

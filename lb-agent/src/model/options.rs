@@ -1,7 +1,6 @@
 //! What the operator chose, as far as the model must know.
 
 use super::desired::Family;
-use super::frontend::covers_ipv4_loopback;
 use super::node::NodeFacts;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_common::addr::Prefix;
@@ -48,6 +47,24 @@ pub enum NodePortAddresses {
     Primary,
     /// Local addresses inside these prefixes; a family without a prefix has all of them.
     Ranges(Vec<IpNet>),
+}
+
+impl NodePortAddresses {
+    /// True if any IPv4 loopback address is among them: only then may node ports answer on
+    /// 127.0.0.0/8, and only then is `route_localnet` needed.
+    pub fn cover_ipv4_loopback(&self) -> bool {
+        match self {
+            Self::All => true,
+            Self::Primary => false,
+            Self::Ranges(ranges) => {
+                ranges.is_empty()
+                    || ranges.iter().any(|range| {
+                        range.addr().is_ipv4()
+                            && (range.addr().is_loopback() || range.prefix_len() == 0)
+                    })
+            }
+        }
+    }
 }
 
 /// A label with its value, as `key=value`.
@@ -139,7 +156,7 @@ impl Options {
     pub fn configure(&self, node: &NodeFacts, config: &mut Config) {
         let pods = |family| self.pod_prefix(node, family);
         let on_loopback =
-            self.localhost_node_ports && covers_ipv4_loopback(&self.node_port_addresses);
+            self.localhost_node_ports && self.node_port_addresses.cover_ipv4_loopback();
         for (flag, on) in [
             (ConfigFlags::DETECT_PODS_V4, pods(Family::V4).is_some()),
             (ConfigFlags::DETECT_PODS_V6, pods(Family::V6).is_some()),

@@ -70,6 +70,15 @@ impl Service {
         of_family(&self.cluster_ips, family).next()
     }
 
+    /// Every external address: externalIPs, then those of load balancers that are not among them.
+    pub(super) fn external_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let balancers = self.load_balancer_ips.iter();
+        let externals = self.external_ips.iter();
+        externals
+            .chain(balancers.filter(|address| !self.external_ips.contains(address)))
+            .copied()
+    }
+
     /// The families the service exists for.
     pub fn families(&self) -> impl Iterator<Item = Family> + '_ {
         self.cluster_ips.iter().copied().map(Family::of)

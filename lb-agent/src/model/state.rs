@@ -4,7 +4,7 @@ use super::address;
 use super::claim::Claims;
 use super::desired::{Family, ObjectName, ServicePortName};
 use super::endpoint::{self, Interner, Slice};
-use super::index::Holders;
+use super::holders::Holders;
 use super::node::NodeFacts;
 use super::opt_out::{OptOut, PodUid};
 use super::options::Options;
@@ -72,8 +72,8 @@ impl State {
             slices: HashMap::new(),
             slices_of: HashMap::new(),
             claims: Claims::default(),
-            cluster_ips: HashMap::new(),
-            external_addresses: HashMap::new(),
+            cluster_ips: Holders::default(),
+            external_addresses: Holders::default(),
             endpoint_addresses: HashMap::new(),
             suspicious: BTreeSet::new(),
             host_addresses: BTreeSet::new(),
@@ -150,7 +150,7 @@ impl State {
     pub fn set_host_addresses(&mut self, addresses: BTreeSet<IpAddr>) -> Dirty {
         let mut dirty = Dirty::new();
         for address in addresses.symmetric_difference(&self.host_addresses) {
-            for name in self.cluster_ips.get(address).into_iter().flatten() {
+            for name in self.cluster_ips.get(address) {
                 if let Some(service) = self.services.get(name) {
                     add_names(&mut dirty, name, service, Some(Family::of(*address)));
                 }

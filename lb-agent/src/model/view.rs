@@ -98,7 +98,7 @@ impl State {
             self.add_suspicious(*address, &mut refusals);
         }
         for address in &self.host_addresses {
-            for name in self.cluster_ips.get(address).into_iter().flatten() {
+            for name in self.cluster_ips.get(address) {
                 refusals.insert(Refusal {
                     kind: Kind::Service,
                     object: name.as_ref().clone(),
@@ -202,12 +202,12 @@ impl State {
     /// True if an endpoint's address is a ClusterIP.
     fn is_cluster_ip(&self, address: IpAddr) -> bool {
         // Nearly always empty, so nearly always free.
-        self.suspicious.contains(&address) && self.cluster_ips.contains_key(&address)
+        self.suspicious.contains(&address) && self.cluster_ips.contains(&address)
     }
 
     /// The other service that has `address` as its ClusterIP.
     fn foreign_cluster_ip(&self, name: &ObjectName, address: IpAddr) -> Option<&Arc<ObjectName>> {
-        let holders = self.cluster_ips.get(&address)?;
+        let holders = self.cluster_ips.get(&address);
         holders.iter().find(|holder| holder.as_ref() != name)
     }
 
@@ -258,7 +258,7 @@ impl State {
 
     /// Everybody who uses a ClusterIP for something else.
     fn add_suspicious(&self, address: IpAddr, refusals: &mut BTreeSet<Refusal>) {
-        for name in self.external_addresses.get(&address).into_iter().flatten() {
+        for name in self.external_addresses.get(&address) {
             if let Some(other) = self.foreign_cluster_ip(name, address) {
                 refusals.insert(Refusal {
                     kind: Kind::Service,
@@ -269,11 +269,7 @@ impl State {
                 });
             }
         }
-        let Some(service) = self
-            .cluster_ips
-            .get(&address)
-            .and_then(|names| names.first())
-        else {
+        let Some(service) = self.cluster_ips.get(&address).first() else {
             return;
         };
         for (name, slice) in &self.slices {

@@ -4,9 +4,7 @@ use super::world::{family, node_port_addresses};
 use super::{Outcome, read};
 use ipnet::IpNet;
 use lb_agent::model::Options;
-use lb_agent::model::frontend::{
-    NodePortSelection, covers_ipv4_loopback, select_node_port_addresses,
-};
+use lb_agent::model::frontend::{NodePortSelection, select_node_port_addresses};
 use lb_agent::model::node::NodeFacts;
 use serde::Deserialize;
 use serde_json::Value;
@@ -72,7 +70,7 @@ struct LoopbackCase {
 pub(super) fn loopback(case: &Value) -> Outcome {
     let run = || -> Result<Outcome, Outcome> {
         let case: LoopbackCase = read("the case", case)?;
-        let covers = covers_ipv4_loopback(&node_port_addresses(&case.node_port_addresses)?);
+        let covers = node_port_addresses(&case.node_port_addresses)?.cover_ipv4_loopback();
         Ok(if covers == case.expect {
             Outcome::Passed
         } else {

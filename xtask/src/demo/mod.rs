@@ -5,7 +5,7 @@ mod cluster;
 mod machine;
 mod manifests;
 
-use crate::run::{Served, Signals, Stopped, value_of};
+use crate::served::{Served, Signals, Stopped, value_of};
 use crate::step::say;
 use anyhow::{Context, Result};
 use cluster::Cluster;
