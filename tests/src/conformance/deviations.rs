@@ -60,6 +60,24 @@ pub const SCTP_FRAGMENTS: Deviation = Deviation {
              no masquerading, fragments pass.",
 };
 
+/// How SCTP is refused.
+pub const SCTP_REFUSAL: Deviation = Deviation {
+    name: "sctp-refusal",
+    what: "An SCTP association that nobody serves is refused by an ABORT; kube-proxy's nftables mode \
+           answers with ICMP.",
+    reason: "The client learns the same, and at once: ends of SCTP need not believe ICMP, and an ABORT \
+             passes firewalls that ICMP does not.",
+};
+
+/// Sockets of a Service that is deleted.
+pub const DELETED_SERVICE: Deviation = Deviation {
+    name: "deleted-service",
+    what: "Deleting a Service closes the node's UDP sockets that are connected to its endpoints by it; \
+           kube-proxy leaves such flows alone.",
+    reason: "To the socket its peer is the endpoint itself, which may be anybody's tomorrow; the error \
+             makes the program ask again.",
+};
+
 /// Several addresses of one endpoint.
 pub const FIRST_ADDRESS: Deviation = Deviation {
     name: "first-address",
@@ -158,12 +176,14 @@ pub const UDP_HOST_SOCKET: Deviation = Deviation {
 };
 
 /// All of them.
-pub const ALL: [&Deviation; 17] = [
+pub const ALL: [&Deviation; 19] = [
     &SOCKET_SOURCE,
     &UDP_LAST_ENDPOINT,
     &IDLE_UPDATE,
     &SCTP,
     &SCTP_FRAGMENTS,
+    &SCTP_REFUSAL,
+    &DELETED_SERVICE,
     &UDP_HOST_SOCKET,
     &FIRST_ADDRESS,
     &PEER_FEATURES,
