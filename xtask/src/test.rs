@@ -161,11 +161,12 @@ fn run_all(args: &TestArgs) -> Report {
 }
 
 /// Tests that need programs which cargo does not build; a plain `cargo test` leaves them out.
-const ON_CONTROL_PLANE: [&str; 4] = [
+const ON_CONTROL_PLANE: [&str; 5] = [
     "control_plane",
     "control_plane_demo",
     "control_plane_outage",
     "application",
+    "upstream_services",
 ];
 /// Those that need name servers and resolvers, too.
 const WITH_NAMES: [&str; 1] = ["dns"];
