@@ -116,13 +116,14 @@ fn request<P: Packet, W: World>(
     headers: &mut Headers,
     flow: &Flow,
 ) -> Next {
-    if !wants_snat(flow) {
-        return Next::Continue;
-    }
     if TcpFlags::opens(headers.flags) && flow.is_closing() {
         // Ingress begins a new flow with such a segment. So this one has not passed it: the client
-        // now talks to the backend itself, from the port of a conversation that is over.
+        // now talks to the backend itself, from the port of a conversation that is over. What comes
+        // back is its own, also where nothing but the destination was translated before.
         world.flows(config).remove(flow);
+        return Next::Continue;
+    }
+    if !wants_snat(flow) {
         return Next::Continue;
     }
     if flow.snat_port.0 == 0 {

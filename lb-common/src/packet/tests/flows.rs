@@ -55,6 +55,22 @@ fn a_udp_conversation_moves_at_once_from_a_backend_that_is_gone() {
 }
 
 #[test]
+fn a_client_hears_the_backend_itself_from_the_port_of_a_conversation_that_is_over() {
+    for family in FAMILIES {
+        let s = Scene::new(family, Protocol::TCP);
+        let (client, backend, frontend) = (s.client(), s.backend_end(), s.cluster_ip());
+        s.arrives(s.opening(&client, &frontend), &client, &backend);
+        s.leaves(s.data(&backend, &client), &frontend, &client);
+        let end = TcpFlags::FIN | TcpFlags::ACK;
+        s.arrives(s.segment(&client, &frontend, end), &client, &backend);
+        s.leaves(s.segment(&backend, &client, end), &frontend, &client);
+        // As a socket does whose destination is translated before there is a packet.
+        s.leaves(s.opening(&client, &backend), &client, &backend);
+        s.leaves(s.data(&backend, &client), &backend, &client);
+    }
+}
+
+#[test]
 fn a_retransmitted_syn_keeps_its_backend() {
     let mut s = Scene::new(Family::V4, Protocol::TCP);
     let (client, backend, frontend) = (s.client(), s.backend_end(), s.cluster_ip());
