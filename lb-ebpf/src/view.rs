@@ -170,8 +170,7 @@ impl<const LINK: usize, const OWN: bool> Packet for TcPacket<LINK, OWN> {
     /// would take the tag with it, wherever it is sent.
     #[inline(always)]
     fn family(&self) -> Family {
-        if context!(self.skb, vlan_present) != 0
-            && context!(self.skb, vlan_tci) & VLAN_NUMBER != 0
+        if context!(self.skb, vlan_present) != 0 && context!(self.skb, vlan_tci) & VLAN_NUMBER != 0
         {
             return Family::Other;
         }

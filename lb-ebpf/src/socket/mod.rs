@@ -16,11 +16,11 @@ use aya_ebpf::programs::{SockAddrContext, SockContext};
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 use core::ptr;
+use family::{Family, V4, V6, set_user, user};
 use lb_common::addr::{Addr, BackendId, Endpoint, Protocol};
 use lb_common::feature::Feature;
 use lb_common::socket::{self, Peer, Records, Request, Socket, SocketVerdict};
 use lb_common::table::{ConnectedSocket, POD_CGROUP_DEPTH, UnconnectedSocket};
-use family::{Family, V4, V6, set_user, user};
 use records::{Released, Storage};
 
 /// The kernel's return values of these hooks.
