@@ -1,6 +1,7 @@
 //! What may be served at this moment: the state that was last written as a whole, and every state
 //! that is being written since. What a client gets must follow from one of them.
 
+use crate::host_path::First;
 use lb_agent::model::desired::{DesiredService, Family, FrontendAddress, ServicePortName};
 use lb_agent::plan::Refused;
 use lb_common::addr::Protocol;
@@ -28,6 +29,17 @@ pub(super) enum Got {
     Silence,
     /// Nobody took notice.
     Nothing,
+}
+
+impl From<First> for Got {
+    fn from(first: First) -> Self {
+        match first {
+            First::Backend(backend, _) => Self::Backend(backend),
+            First::Drop => Self::Silence,
+            First::Reject => Self::Reject,
+            First::Untouched => Self::Nothing,
+        }
+    }
 }
 
 /// The states that one service port may be in; the first is written as a whole.

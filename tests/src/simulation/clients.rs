@@ -115,6 +115,14 @@ fn asked(cluster: &Cluster, rng: &mut Rng) -> (IpAddr, Asked) {
     (from, asked)
 }
 
+/// What is told, if what the client got can be right.
+fn judged(beliefs: &Beliefs, asked: &Asked, got: Got, told: String) -> Result<String, String> {
+    match beliefs.judge(asked, got) {
+        Ok(()) => Ok(told),
+        Err(wrong) => Err(format!("{told}: {wrong}")),
+    }
+}
+
 fn first_kind(protocol: Protocol) -> Kind {
     if protocol == Protocol::UDP {
         Kind::Datagram
@@ -141,20 +149,13 @@ impl Clients {
         let client = SocketAddr::new(from, self.next_port.max(1024));
         let (first, _) = send(packets, client, asked.to, first_kind(asked.protocol))
             .map_err(|error| format!("{client} to {}: {error}", asked.to))?;
-        let got = match first {
-            First::Backend(backend, _) => Got::Backend(backend),
-            First::Drop => Got::Silence,
-            First::Reject => Got::Reject,
-            First::Untouched => Got::Nothing,
-        };
+        let got = Got::from(first);
         self.count(got);
         let told = format!(
             "{client} asks {} ({:?}) and gets {got:?}",
             asked.to, asked.protocol
         );
-        beliefs
-            .judge(&asked, got)
-            .map_err(|wrong| format!("{told}: {wrong}"))?;
+        let told = judged(beliefs, &asked, got, told)?;
         if let Got::Backend(backend) = got {
             let owner = beliefs.sole_owner(&asked);
             if let Some((owner, epoch)) = owner {
@@ -240,10 +241,7 @@ impl Clients {
         };
         self.count(got);
         let told = format!("a socket asks {} and gets {got:?}", asked.to);
-        beliefs
-            .judge(&asked, got)
-            .map_err(|wrong| format!("{told}: {wrong}"))?;
-        Ok(told)
+        judged(beliefs, &asked, got, told)
     }
 
     /// A connection that is decided while these stores are done.
@@ -282,10 +280,7 @@ impl Clients {
             stores.len(),
             asked.to
         );
-        beliefs
-            .judge(&asked, got)
-            .map_err(|wrong| format!("{told}: {wrong}"))?;
-        Ok(told)
+        judged(beliefs, &asked, got, told)
     }
 
     /// A packet of a conversation under way.
@@ -335,21 +330,13 @@ impl Clients {
                 one.backend = backend;
                 one.owner = beliefs.sole_owner(&one.asked).map(|(name, _)| name.clone());
                 self.seen.moved += 1;
-                let judged = beliefs.judge(&one.asked, Got::Backend(backend));
-                judged.map_err(|wrong| format!("{told}: {wrong}"))?;
-                Ok(told)
+                judged(beliefs, &one.asked, Got::Backend(backend), told)
             }
             // A datagram that begins anew, and finds nobody.
             other if kind == Kind::Datagram => {
-                let got = match other {
-                    First::Drop => Got::Silence,
-                    First::Reject => Got::Reject,
-                    _ => Got::Nothing,
-                };
-                let judged = beliefs.judge(&one.asked, got);
-                judged.map_err(|wrong| format!("{told}: {wrong}"))?;
+                let judged = judged(beliefs, &one.asked, other.into(), told);
                 self.conversations.swap_remove(place);
-                Ok(told)
+                judged
             }
             _ => Err(format!("{told}: its connection was to {}", one.backend)),
         }
